@@ -1,0 +1,67 @@
+"""Builds the C++ extension ``pyquant._C``.
+
+A source's name says its instruction set: ``*_avx512.cpp`` and ``*_avx2.cpp`` get their own flags and are reached only after a
+run-time check, so one binary serves every x86-64, and on other machines those files compile to nothing. Without a working
+compiler the build goes on: the package then runs on the reference backend, and ``pyquant backends`` says so.
+"""
+
+import glob
+import os
+import platform
+from concurrent.futures import ThreadPoolExecutor
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+# The contract wants multiply, then add: without -ffp-contract=off even intrinsics are fused.
+COMMON = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread"]
+X86_FLAGS = {
+    "_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c"],
+    "_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
+}
+
+
+class BuildExtension(build_ext):
+    """Compiles the sources in parallel, each with the flags its name asks for."""
+
+    def build_extensions(self):
+        """Wrap the compiler's per-file step with per-file flags, then build as usual."""
+        compile_one = self.compiler._compile
+        jobs = ThreadPoolExecutor(max_workers=os.cpu_count() or 1)
+        pending = []
+
+        def submit(obj, src, ext, cc_args, extra, pp_opts):
+            flags = list(extra)
+            if platform.machine().lower() in ("x86_64", "amd64"):
+                flags += next((f for end, f in X86_FLAGS.items() if src.endswith(end)), [])
+            pending.append(jobs.submit(compile_one, obj, src, ext, cc_args, flags, pp_opts))
+
+        link = self.compiler.link_shared_object
+
+        def link_when_compiled(*args, **kwargs):
+            for job in pending:
+                job.result()
+            link(*args, **kwargs)
+
+        self.compiler._compile = submit
+        self.compiler.link_shared_object = link_when_compiled
+        super().build_extensions()
+
+
+def extension() -> Extension:
+    """Describe ``pyquant._C``; ``optional`` lets an install without a compiler go on."""
+    import pybind11
+
+    return Extension(
+        "pyquant._C",
+        sources=sorted(glob.glob("csrc/**/*.cpp", recursive=True)),
+        depends=sorted(glob.glob("csrc/**/*.h", recursive=True)),
+        include_dirs=["csrc", pybind11.get_include()],
+        extra_compile_args=COMMON,
+        extra_link_args=["-pthread"],
+        language="c++",
+        optional=True,
+    )
+
+
+setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExtension})
