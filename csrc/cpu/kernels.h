@@ -1,0 +1,151 @@
+// What every instruction set offers: plain argument structs and a table of functions. No inline code lives here, because
+// this header is read by files compiled with different flags.
+//
+// Codes are uint8 [H][W][C] with a row stride and a pixel stride in bytes; kernels may read, never write, up to 63 bytes
+// behind the last code that they need. Lanes are 16 output channels ("a panel").
+#pragma once
+#include <cstdint>
+
+#include "cpu/isa.h"
+
+namespace pyquant {
+
+constexpr int kLanes = 16;
+
+// y = clamp(round(float(acc) * multiplier + bias [+ (r - residual_zero) * residual_scale]) + zero, low, high).
+// The clamp is done before rounding, with bounds less the zero point: for whole bounds that is the same.
+struct Epilogue {
+  const float* multiplier;  // [panels * 16]
+  const float* bias;        // [panels * 16]
+  float low_less_zero;
+  float high_less_zero;
+  int32_t zero;
+  float residual_zero;
+  float residual_scale;
+};
+
+// A convolution as an implicit matrix product: an output pixel's inputs are `segments` runs of 4 * steps bytes, at fixed
+// offsets from the pixel's first byte. Weights that meet bytes behind a run's true end are zero.
+struct ConvLayer {
+  const int8_t* weight;           // [panels][segments * steps][16][4]
+  const int32_t* seed;            // [panels * 16]: -x_zero * sum(w), what the accumulators start from
+  const int64_t* segment_offset;  // [segments] bytes
+  int64_t segments;
+  int64_t steps;
+  int64_t channels;  // outputs; the last panel may be part full
+  Epilogue epilogue;
+};
+
+// The output pixels of one call. `y` points to uint8 codes, or with `to_float` to floats; `residual` may be null.
+struct ConvPixels {
+  const uint8_t* const* x;
+  void* const* y;
+  const uint8_t* const* residual;
+  int64_t count;
+  bool to_float;
+};
+
+// Depthwise: input rows are taken in quads of four, interleaved to [column][16 channels][4 rows], so that one dot product
+// sums four vertical taps. A band of output rows shares its quads; each has its own copy of the weights, shifted to fit.
+struct DepthwiseLayer {
+  const int8_t* weight;  // [panels][band][quads][kernel_width][16][4]
+  const int32_t* seed;   // [panels * 16]
+  const int32_t* quad_begin;  // [band]: the quads that an output row of the band needs
+  const int32_t* quad_end;    // [band]
+  int64_t band;
+  int64_t quads;
+  int64_t kernel_width;
+  int64_t column_stride;    // input columns between two outputs
+  int64_t column_dilation;  // input columns between two taps
+  int64_t channels;
+  Epilogue epilogue;
+};
+
+// One band, one panel. `x` is the first byte of input row 0 of the band at input column 0 of output column 0.
+struct DepthwiseBand {
+  const uint8_t* x;
+  int64_t x_row_stride;
+  int64_t x_rows;  // rows that exist; those behind are not read
+  int64_t x_pixel_stride;
+  uint8_t* y;
+  int64_t y_row_stride;
+  int64_t y_pixel_stride;
+  const uint8_t* residual;  // laid out with its own strides; may be null
+  int64_t residual_row_stride;
+  int64_t residual_pixel_stride;
+  int64_t rows;  // output rows of this band, at most layer.band
+  int64_t columns;
+  int64_t panel;
+  uint8_t* scratch;  // quads * input columns * 64 bytes, 64-byte aligned
+};
+
+struct AddLayer {
+  float a_zero, a_scale, b_zero, b_scale;
+  float low_less_zero, high_less_zero;
+  int32_t zero;
+};
+
+// One output pixel of a pool: a window of `height` x `width` pixels that begins at `x`.
+struct PoolWindow {
+  const uint8_t* x;
+  int64_t row_stride;
+  int64_t pixel_stride;
+  int64_t height;
+  int64_t width;
+  int64_t channels;
+};
+
+struct AveragePool {
+  int32_t zero_sum;  // x_zero * pixels of the window
+  float multiplier;
+  float low_less_zero, high_less_zero;
+  int32_t zero;
+};
+
+struct QuantizeLayer {
+  float scale;
+  float low_less_zero, high_less_zero;
+  int32_t zero;
+};
+
+// 4-bit weights, dequantised group by group in float32: y = x_scale * sum_g (float(acc_g) * scale_g), g ascending.
+struct GemmW4 {
+  const uint8_t* weight;       // [panels][K' / 8][16][4]: low nibbles hold k 0..3, high nibbles k 4..7 of each eight
+  const float* scale;          // [panels][groups][16]
+  const int32_t* weight_zero;  // [panels][groups][16]
+  const int32_t* weight_sum;   // [panels][groups][16]: sum of the group's codes
+  int64_t groups;
+  int64_t eights;  // per group
+  int64_t channels;
+};
+
+// Rows of activations: codes padded with zeros to K' bytes a row.
+struct GemmW4Rows {
+  const uint8_t* x;
+  int64_t stride;
+  const int32_t* x_zero;  // [rows]
+  const float* x_scale;   // [rows]
+  const int32_t* x_sum;   // [rows][groups]: sum over the group of (code - x_zero)
+  float* y;
+  int64_t y_stride;
+  int64_t count;
+};
+
+struct Kernels {
+  void (*conv)(const ConvLayer&, const ConvPixels&, int64_t panel_begin, int64_t panel_end);
+  void (*depthwise)(const DepthwiseLayer&, const DepthwiseBand&);
+  void (*add)(const AddLayer&, const uint8_t* a, const uint8_t* b, uint8_t* y, int64_t count);
+  void (*average_pool)(const AveragePool&, const PoolWindow&, uint8_t* y);
+  void (*max_pool)(const PoolWindow&, uint8_t* y);
+  void (*lookup)(const uint8_t* table, const uint8_t* x, uint8_t* y, int64_t count);
+  void (*quantize)(const QuantizeLayer&, const float* x, uint8_t* y, int64_t count);
+  void (*dequantize)(float scale, float zero, const uint8_t* x, float* y, int64_t count);
+  void (*gemm_w4)(const GemmW4&, const GemmW4Rows&, int64_t panel_begin, int64_t panel_end);
+};
+
+const Kernels& kernels_avx512();
+const Kernels& kernels_avx2();
+const Kernels& kernels_portable();
+const Kernels& kernels_for(Isa isa);
+
+}  // namespace pyquant

@@ -1,0 +1,103 @@
+// Sixteen lanes in one AVX-512 register; four products a lane from one vpdpbusd.
+#pragma once
+#if defined(__GNUC__) && !defined(__clang__)
+// gcc's own header leaves the merge operand of unmasked intrinsics unset, and gcc warns of it at every use.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace pyquant {
+namespace {
+
+struct Lanes {
+  // The register tile of a convolution: pixels x panels. 14 accumulators; gcc spills from 16 on.
+  static constexpr int kRows = 7;
+  static constexpr int kPanels = 2;
+  // Output columns that a depthwise kernel keeps in flight: covers vpdpbusd's latency, and divides the usual widths.
+  static constexpr int kColumns = 7;
+
+  using Ints = __m512i;
+  using Floats = __m512;
+  using Weights = __m512i;
+  using Broadcast = __m512i;
+  using Columns = __m512i;
+
+  static Ints load_ints(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static Ints set_int(int32_t v) { return _mm512_set1_epi32(v); }
+  static Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+  static Ints sub_ints(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
+  static Ints mul_ints(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
+  static Ints divide_by_16(Ints a) { return _mm512_srai_epi32(a, 4); }
+  static Ints load_codes(const uint8_t* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static void store_codes(uint8_t* p, Ints v, int64_t n) {
+    const __m128i bytes = _mm512_cvtepi32_epi8(v);
+    if (n >= 16) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+    } else {
+      _mm_mask_storeu_epi8(p, static_cast<__mmask16>((1u << n) - 1), bytes);
+    }
+  }
+
+  static Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
+  static Floats load_floats(const float* p, int64_t n) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+  }
+  static void store_floats(float* p, Floats v, int64_t n) {
+    if (n >= 16) {
+      _mm512_storeu_ps(p, v);
+    } else {
+      _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), v);
+    }
+  }
+  static Floats set_float(float v) { return _mm512_set1_ps(v); }
+  static Floats to_float(Ints v) { return _mm512_cvtepi32_ps(v); }
+  static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+  static Floats sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+  static Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+  static Floats div(Floats a, Floats b) { return _mm512_div_ps(a, b); }
+  static Floats clamp(Floats v, Floats low, Floats high) { return _mm512_min_ps(_mm512_max_ps(v, low), high); }
+  // The rounding mode in force is to nearest, ties to even.
+  static Ints round(Floats v) { return _mm512_cvtps_epi32(v); }
+  // `then` where `v` is a number, 0 where it is a NaN.
+  static Floats where_number(Floats v, Floats then) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(v, v, _CMP_ORD_Q), then);
+  }
+
+  static Weights load_weights(const int8_t* p) { return _mm512_loadu_si512(p); }
+  // Nibbles as codes times 16: the low ones first.
+  static Weights low_nibbles(const uint8_t* p) {
+    return _mm512_and_si512(_mm512_slli_epi16(_mm512_loadu_si512(p), 4), _mm512_set1_epi8(-16));
+  }
+  static Weights high_nibbles(const uint8_t* p) {
+    return _mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(-16));
+  }
+  static Broadcast broadcast(const uint8_t* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return _mm512_set1_epi32(four);
+  }
+  static Ints dot(Ints acc, Broadcast x, const Weights& w) { return _mm512_dpbusd_epi32(acc, x, w); }
+
+  static Columns load_columns(const uint8_t* p) { return _mm512_load_si512(p); }
+  static Ints dot_columns(Ints acc, Columns x, const Weights& w) { return _mm512_dpbusd_epi32(acc, x, w); }
+
+  // Four rows of 16 bytes -> [16][4]: gather each row's n-th dword into 128-bit lane n, then transpose 4 x 4 bytes there.
+  static void interleave(const uint8_t* const* rows, int64_t offset, uint8_t* out) {
+    const __m512i four = _mm512_inserti32x4(
+        _mm512_inserti32x4(
+            _mm512_inserti32x4(_mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[0] + offset))),
+                               _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[1] + offset)), 1),
+            _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[2] + offset)), 2),
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[3] + offset)), 3);
+    const __m512i dwords = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    _mm512_store_si512(out, _mm512_shuffle_epi8(_mm512_permutexvar_epi32(dwords, four), bytes));
+  }
+};
+
+}  // namespace
+}  // namespace pyquant

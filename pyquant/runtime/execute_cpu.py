@@ -1,0 +1,262 @@
+"""The CPU executor: every maximal integer region of a program is one call into the C++ engine; what is float runs in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyquant.errors import BackendError, DTypeError, ShapeError
+from pyquant.ops.backend import extension, missing
+from pyquant.ops.conv_s8 import centred_weight, check_accumulator
+from pyquant.ops.pack import unpack
+from pyquant.runtime.execute_reference import run_aten
+from pyquant.runtime.geometry import check_op, rows_shape
+from pyquant.runtime.program import Op, Program, Value
+
+
+@dataclass(frozen=True)
+class Region:
+    """Ops that run together: in the engine, or one ``aten`` op in torch (then ``engine`` is None)."""
+
+    ops: tuple[Op, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    engine: Any
+
+
+class CpuExecutor:
+    """Runs an integer program with the CPU kernels.
+
+    Args:
+        program: the integer program.
+        threads: worker threads of a call; None takes torch's number.
+        isa: ``"auto"``, ``"avx512"``, ``"avx2"`` or ``"portable"``; all give the same bytes.
+
+    Raises:
+        BackendError: the extension is not built, the machine lacks ``isa``, or the engine cannot hold a weight.
+        ShapeError: the shapes of the program's values do not fit each other.
+    """
+
+    def __init__(self, program: Program, threads: int | None = None, isa: str = "auto") -> None:
+        why = missing("cpu")
+        if why is not None:
+            raise BackendError(f"the cpu executor cannot run: {why}.")
+        if threads is not None and threads < 1:
+            raise BackendError(f"threads={threads} makes no sense; use 1 or more, or None for torch's number.")
+        self.program = program
+        self.threads = threads if threads is not None else torch.get_num_threads()
+        self.isa = isa
+        for op in program.ops:
+            check_op(op, program.values)
+        self.regions = self._split()
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run one batch.
+
+        Args:
+            inputs: ``[B, ...]`` float32 CPU tensors in torch's layout (uint8 ``[B, H, W, C]`` where an input is codes).
+
+        Returns:
+            The program's outputs, in torch's layouts; codes as uint8 ``[B, H, W, C]``.
+
+        Raises:
+            ShapeError: a shape or the number of inputs is wrong, or the batch is empty.
+            DTypeError: a dtype or device is wrong.
+        """
+        values: dict[str, Any] = dict(zip(self.program.inputs, self._checked(inputs), strict=True))
+        batch = inputs[0].shape[0]
+        for region in self.regions:
+            if region.engine is None:
+                op = region.ops[0]
+                values[op.output] = run_aten(op, [values[name] for name in op.inputs], batch)
+            else:
+                values.update(self._run(region, values, batch))
+        return tuple(values[name] for name in self.program.outputs)
+
+    def _run(self, region: Region, values: dict[str, Any], batch: int) -> dict[str, Tensor]:
+        # An aten op may leave a strided view; the engine reads contiguous memory.
+        inputs = [values[name].contiguous() for name in region.inputs]
+        outputs = {name: self._empty(self.program.values[name], batch) for name in region.outputs}
+        region.engine.run(
+            [x.data_ptr() for x in inputs], [y.data_ptr() for y in outputs.values()], batch, self.threads
+        )
+        return {name: to_torch_layout(y, self.program.values[name]) for name, y in outputs.items()}
+
+    @staticmethod
+    def _empty(value: Value, batch: int) -> Tensor:
+        dtype = torch.uint8 if value.kind == "codes" else torch.float32
+        return torch.empty(batch, *rows_shape(value), dtype=dtype)
+
+    def _checked(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        names = self.program.inputs
+        if len(inputs) != len(names):
+            raise ShapeError(f"the program takes {len(names)} inputs ({', '.join(names)}), not {len(inputs)}.")
+        for name, x in zip(names, inputs, strict=True):
+            value = self.program.values[name]
+            dtype = torch.uint8 if value.kind == "codes" else torch.float32
+            if not isinstance(x, Tensor) or x.dtype != dtype:
+                given = x.dtype if isinstance(x, Tensor) else type(x).__name__
+                raise DTypeError(f"input {name!r} is {given}; the program takes {dtype} tensors.")
+            if x.device.type != "cpu":
+                raise DTypeError(f"input {name!r} is on {x.device}; the cpu executor takes CPU tensors, so call .cpu() first.")
+            if x.dim() != len(value.shape) + 1 or tuple(x.shape[1:]) != value.shape:
+                raise ShapeError(f"input {name!r} has shape {list(x.shape)}; the program takes [B, {_dims(value.shape)}].")
+            if x.shape[0] != inputs[0].shape[0]:
+                raise ShapeError(f"inputs have batches of {inputs[0].shape[0]} and {x.shape[0]}; give all the same batch.")
+            if x.shape[0] == 0:
+                raise ShapeError(f"input {name!r} holds an empty batch; give at least one sample.")
+        return [x.contiguous() for x in inputs]
+
+    # ------------------------------------------------------------------------------------------------------ splitting
+    def _split(self) -> tuple[Region, ...]:
+        """Group ops into as few regions as the order of their inputs allows."""
+        waiting = list(self.program.ops)
+        known = set(self.program.inputs)
+        groups: list[list[Op]] = []
+        while waiting:
+            group: list[Op] = []
+            for op in waiting:
+                if op.kind != "aten" and known.issuperset(op.inputs):
+                    group.append(op)
+                    known.add(op.output)
+            if group:
+                groups.append(group)
+            floats = []
+            for op in waiting:
+                if op.kind == "aten" and known.issuperset(op.inputs):
+                    floats.append(op)
+                    known.add(op.output)
+            groups.extend([op] for op in floats)
+            left = [op for op in waiting if op.output not in known]
+            if len(left) == len(waiting):
+                raise BackendError(f"op {left[0].name!r} reads {left[0].inputs}, which no earlier op or input gives.")
+            waiting = left
+        return tuple(self._region(group, groups[i + 1 :]) for i, group in enumerate(groups))
+
+    def _region(self, ops: list[Op], later: list[list[Op]]) -> Region:
+        made = {op.output for op in ops}
+        wanted = {name for group in later for op in group for name in op.inputs} | set(self.program.outputs)
+        inputs = tuple(dict.fromkeys(name for op in ops for name in op.inputs if name not in made))
+        outputs = tuple(op.output for op in ops if op.output in wanted)
+        engine = None if ops[0].kind == "aten" else load(self.program, ops, inputs, outputs, self.isa)
+        return Region(tuple(ops), inputs, outputs, engine)
+
+
+def to_torch_layout(rows: Tensor, value: Value) -> Tensor:
+    """Engine output ``[B, H, W, C]`` to the value's own layout."""
+    if value.kind == "codes":
+        return rows
+    if len(value.shape) == 3:
+        return rows.permute(0, 3, 1, 2).contiguous()
+    return rows.reshape(rows.shape[0], *value.shape)
+
+
+# ------------------------------------------------------------------------------------------------------------- the engine
+def load(program: Program, ops: Sequence[Op], inputs: Sequence[str], outputs: Sequence[str], isa: str) -> Any:
+    """Build the engine of one region.
+
+    Raises:
+        BackendError: the machine lacks ``isa``, or a weight less its zero point does not fit int8.
+    """
+    try:
+        engine = extension().Engine(isa)
+    except ValueError as error:
+        raise BackendError(f"{error}.") from None
+    index: dict[str, int] = {}
+    for name in (*inputs, *(op.output for op in ops)):
+        value = program.values[name]
+        channels_first = value.kind == "float" and name in inputs and len(value.shape) == 3
+        index[name] = engine.value(value.kind == "float", channels_first, *rows_shape(value))
+    for op in ops:
+        try:
+            _ADD[op.kind](engine, op, [index[name] for name in op.inputs], index[op.output], program.values)
+        except ValueError as error:
+            raise BackendError(f"op {op.name!r} cannot be loaded: {error}.") from None
+    engine.seal([index[name] for name in inputs], [index[name] for name in outputs])
+    return engine
+
+
+def _conv(engine: Any, op: Op, x: list[int], y: int, values: dict[str, Value]) -> None:
+    a = op.attributes
+    kernel, groups = tuple(a["kernel"]), a["groups"]
+    channels = values[op.inputs[0]].shape[2] // groups
+    taps = kernel[0] * kernel[1] * channels
+    codes = unpack(op.tensors["weight"], a["weight_bits"], a["weight_signed"], taps)
+    weight = centred_weight(codes, op.tensors.get("weight_zero"), op.name)
+    check_accumulator(taps, a["x_zero"], weight, op.name)
+    multiplier = op.tensors["multiplier"].float().contiguous()
+    bias = op.tensors["bias"].float().contiguous()
+    engine.convolution(
+        x=x[0],
+        y=y,
+        residual=x[1] if len(x) > 1 else -1,
+        weight=weight.data_ptr(),
+        weight_shape=(weight.shape[0], *kernel, channels),
+        multiplier=multiplier.data_ptr(),
+        bias=bias.data_ptr(),
+        stride=tuple(a["stride"]),
+        padding=tuple(a["padding"]),
+        dilation=tuple(a["dilation"]),
+        groups=groups,
+        x_zero=a["x_zero"],
+        y_zero=a.get("y_zero", 0),
+        low=a.get("low", 0),
+        high=a.get("high", 255),
+        residual_zero=a.get("residual_zero", 0),
+        residual_scale=a.get("residual_scale", 0.0),
+    )
+
+
+def _quantize(engine: Any, op: Op, x: list[int], y: int, values: dict[str, Value]) -> None:
+    a = op.attributes
+    engine.quantize(x[0], y, a["scale"], int(a["zero_point"]), a["low"], a["high"])
+
+
+def _dequantize(engine: Any, op: Op, x: list[int], y: int, values: dict[str, Value]) -> None:
+    engine.dequantize(x[0], y, op.attributes["scale"], int(op.attributes["zero_point"]))
+
+
+def _add(engine: Any, op: Op, x: list[int], y: int, values: dict[str, Value]) -> None:
+    a = op.attributes
+    sides = (a["a_zero"], a["a_scale"], a["b_zero"], a["b_scale"])
+    engine.add(x[0], x[1], y, *sides, a["y_zero"], a["low"], a["high"])
+
+
+def _avg_pool(engine: Any, op: Op, x: list[int], y: int, values: dict[str, Value]) -> None:
+    a = op.attributes
+    scaling = (a["x_zero"], a["multiplier"], a["y_zero"], a["low"], a["high"])
+    engine.avg_pool(x[0], y, tuple(a["window"]), tuple(a["stride"]), *scaling)
+
+
+def _max_pool(engine: Any, op: Op, x: list[int], y: int, values: dict[str, Value]) -> None:
+    a = op.attributes
+    engine.max_pool(x[0], y, tuple(a["window"]), tuple(a["stride"]), a["padding"][0], a["padding"][1])
+
+
+def _lookup(engine: Any, op: Op, x: list[int], y: int, values: dict[str, Value]) -> None:
+    table = op.tensors["table"].contiguous()
+    engine.lookup(x[0], y, table.data_ptr())
+
+
+def _flatten(engine: Any, op: Op, x: list[int], y: int, values: dict[str, Value]) -> None:
+    engine.flatten(x[0], y)
+
+
+_ADD = {
+    "conv": _conv,
+    "quantize": _quantize,
+    "dequantize": _dequantize,
+    "add": _add,
+    "avg_pool": _avg_pool,
+    "max_pool": _max_pool,
+    "lookup": _lookup,
+    "flatten": _flatten,
+}
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return ", ".join(str(size) for size in shape)
