@@ -235,5 +235,9 @@ class QuantView:
         return self._fake(node.name, value) if node.name in self.grids else value
 
     def _fake(self, key: str, value: Tensor) -> Tensor:
-        qparams = self.q.ranges[key]
-        return fake_quantize(value, qparams.scale, qparams.zero_point, self.grids[key])
+        return self.fake_quantize(value, self.q.ranges[key], self.grids[key])
+
+    @staticmethod
+    def fake_quantize(value: Tensor, qparams: QParams, grid: Grid) -> Tensor:
+        """Fake-quantise one tensor."""
+        return fake_quantize(value, qparams.scale, qparams.zero_point, grid)
