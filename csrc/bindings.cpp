@@ -1,4 +1,11 @@
 // Python names for the kernels. No logic: arguments in, one call, out.
 #include <pybind11/pybind11.h>
 
-PYBIND11_MODULE(_C, m) { m.doc() = "pyquant's C++ kernels and engine"; }
+namespace pyquant {
+void bind_fake_quantize(pybind11::module_& m);
+}  // namespace pyquant
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "pyquant's C++ kernels and engine";
+  pyquant::bind_fake_quantize(m);
+}
