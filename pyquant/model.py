@@ -107,7 +107,7 @@ def prepare(
     graph, state, norms = fold(*capture(model, example))
     for site in (*exclude, *(bits or {})):
         graph.site(site)
-    graph = _exclude(graph, frozenset(exclude))
+    graph = _exclude(graph, frozenset(exclude) | _without_codes(graph))
     if not graph.sites:
         raise SiteError("the model has no convolution or linear layer left to quantise.")
     for site in graph.sites:
@@ -122,6 +122,13 @@ def prepare(
 def with_bits(plan: Plan, bits: Mapping[str, tuple[int, int]]) -> Plan:
     """The plan with other (weight bits, input bits) for some sites."""
     return plan.replace({s: SiteGrids(plan[s].weight.with_bits(w), plan[s].input.with_bits(a)) for s, (w, a) in bits.items()})
+
+
+def _without_codes(graph: Graph) -> frozenset[str]:
+    """Sites that read a value which codes ``(H, W, C)`` cannot hold channels last: a linear layer over maps."""
+    ranks = {"conv2d": (3,), "linear": (1, 2)}
+    shapes = {site: graph.by_name[graph.by_name[site].inputs[0]].shape or () for site in graph.sites}
+    return frozenset(site for site, shape in shapes.items() if len(shape) not in ranks[graph.by_name[site].op])
 
 
 def _exclude(graph: Graph, names: frozenset[str]) -> Graph:

@@ -1,8 +1,8 @@
 """One option a block, least objective, under caps: the integer programme behind bit allocation.
 
 Python-MIP's CBC does the search, in floating point, and cannot be trusted with the problem as it stands. It
-ignores improvements below about 1e-5: on raw losses from 1e-6 to 1e-1 it calls plans optimal that are percents
-worse than the optimum. Its preprocessing has lost the optimum of a well-scaled problem of 8,000 options. Hence:
+ignores improvements below about 1e-5: with raw losses from 1e-6 to 1e-1 it calls plans optimal that are worse
+by percents. Its preprocessing has lost the optimum of a well-scaled problem of 8,000 options. Hence:
 
 - every amount is an exact Python integer, of any size;
 - prices on the capped amounts give an exact lower bound on the objective of every plan with a given option;
@@ -13,13 +13,20 @@ worse than the optimum. Its preprocessing has lost the optimum of a well-scaled 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from operator import mul
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import mip
 
 # What a window, and what the caps leave, is to CBC; its tolerances are absolute, 1e-5 and 1e-6.
 OBJECTIVE_SCALE, ROW_SCALE = 10**5, 10**3
+# An objective beyond this many windows costs CBC the digits it needs; windows are shrunk instead.
+MOST_WINDOWS = 10**4
 # A limit in nodes rather than seconds, so that the same problem gives the same plan on every machine.
 MAX_NODES = 100_000
 MAX_CUTS = 50
@@ -64,7 +71,7 @@ class Found:
 
     plan: Sequence[Option] | None
     proven: bool
-    bound: Fraction = Fraction(0)
+    bound: int = 0
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,7 @@ def search(problem: Problem) -> Found:
     problem, mix = possible, _prices(possible)
     excess = Excess.of(problem, mix)
     paid = sum(map(mul, mix[1:], problem.caps))
-    bound = Fraction(excess.least - paid, mix[0])
+    bound = math.ceil(Fraction(excess.least - paid, mix[0]))
     ranked = excess.ranked(problem)
     window = max(1, ranked[min(2 * len(problem.blocks), len(ranked) - 1)])
     cuts: list[_Cut] = []
@@ -234,7 +241,7 @@ def _prices(problem: Problem) -> list[int]:
     return best[1]
 
 
-def _model(sense: str):
+def _model(sense: str) -> mip.Model:
     """Return an empty model that is silent and gives the same answer every time."""
     import mip
 
@@ -245,10 +252,11 @@ def _model(sense: str):
 
 
 def _branch_and_bound(problem: Problem, window: Fraction, cuts: list[_Cut]) -> Found:
-    """Let CBC search, the objective in units of ``window``; extend ``cuts`` until its plan keeps every cap."""
+    """Let CBC search, the objective in units of ``window``; extend ``cuts`` until a plan keeps every cap."""
     import mip
 
     parts = [Excess.of(problem, only(problem, amount)) for amount in range(1 + len(problem.caps))]
+    window = max(window, Fraction(parts[0].ranked(problem)[-1], MOST_WINDOWS))
     while True:
         model = _model(mip.MINIMIZE)
         takes = _state(model, problem, parts, window)
@@ -270,20 +278,23 @@ def _branch_and_bound(problem: Problem, window: Fraction, cuts: list[_Cut]) -> F
         over = [amount for amount, cap in enumerate(problem.caps, 1) if total(plan, amount) > cap]
         if not over:
             bound = parts[0].least + Fraction(model.objective_bound) * window / OBJECTIVE_SCALE
-            return Found(plan, status == mip.OptimizationStatus.OPTIMAL, bound)
+            # Objectives are whole numbers, so that a bound between two of them is the upper one.
+            return Found(plan, status == mip.OptimizationStatus.OPTIMAL, math.ceil(bound))
         if len(cuts) == MAX_CUTS:
             return Found(None, proven=False)
         cuts.append(_cover(problem, plan, over[0]))
 
 
-def _state(model, problem: Problem, parts: Sequence[Excess], window: Fraction) -> list[list]:
+def _state(
+    model: mip.Model, problem: Problem, parts: Sequence[Excess], window: Fraction
+) -> list[list[mip.Var]]:
     """Write the problem into ``model``; return one variable a block and option, 1 if that option is taken."""
     import mip
 
     spans = [cap - part.least for cap, part in zip(problem.caps, parts[1:], strict=True)]
-    rows: list[list] = [[] for _ in spans]
+    rows: list[list[mip.LinExpr]] = [[] for _ in spans]
 
-    def binary(objective: int, *amounts: int):
+    def binary(objective: int, *amounts: int) -> mip.Var:
         variable = model.add_var(var_type=mip.BINARY, obj=float(objective * OBJECTIVE_SCALE / window))
         for row, amount, span in zip(rows, amounts, spans, strict=True):
             # Where nothing is left to spend, trimming left nothing that costs.

@@ -249,7 +249,7 @@ def _units(choice: Choice, unit: int) -> int:
 def _gather(
     table: Table, ties: Sequence[Tie], amounts: Callable[[Choice], tuple[int, ...]], caps: Sequence[int]
 ) -> tuple[list[list[str]], Problem]:
-    """Merge sites tied on both widths into blocks, join blocks tied on inputs; return each block's sites too."""
+    """Merge sites tied on both widths into blocks, join blocks tied on inputs; also return who was merged."""
     for tie in ties:
         for site in tie.sites:
             if site not in table:
@@ -327,7 +327,7 @@ def _allocate(
             for name in next(iter(choices.values())).costs
         },
         "optimal" if found.proven else "feasible",
-        float(1 - found.bound / objective) if objective > found.bound else 0.0,
+        float(1 - Fraction(found.bound, objective)) if objective > found.bound else 0.0,
         tuple(_binding(problem, found.plan, list(limits))),
     )
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pyquant.data import Batch, held_out, load_batches
-from pyquant.graph import FloatView, logits
+from pyquant.data import held_out, load_batches
+from pyquant.fidelity import divergence, float_outputs, network_loss
+from pyquant.graph import logits
 from pyquant.model import QModel, QuantView, SiteWeights
 from pyquant.regions import source
 
@@ -42,21 +42,19 @@ def bias_tune(
     """
     q.check_calibrated("bias_tune")
     fit, held = held_out(load_batches(data, q.graph))
-    with torch.no_grad():
-        fit_targets = [logits(q.graph, FloatView(q.state), batch) for batch in fit]
-        held_targets = [logits(q.graph, FloatView(q.state), batch) for batch in held]
+    fit_targets, held_targets = float_outputs(q, fit), float_outputs(q, held)
     # Output channels differ in size: rates are relative to the spread of what the site gives.
     biases = {site: q.weights[site].bias.clone().requires_grad_() for site in q.graph.sites}
     unit = {site: _spread(q, site) for site in q.graph.sites}
     first = {site: torch.zeros_like(b) for site, b in biases.items()}
     second = {site: torch.zeros_like(b) for site, b in biases.items()}
-    best, best_value = q, held_value(q, held, held_targets)
+    best, best_value = q, network_loss(q, held, held_targets)
     start_value, step, steps = best_value, 0, epochs * len(fit)
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(epochs):
         for i in torch.randperm(len(fit), generator=generator).tolist():
             with torch.enable_grad():
-                loss = output_loss(fit_targets[i], logits(q.graph, QuantView(_with(q, biases)), fit[i]))
+                loss = divergence(fit_targets[i], logits(q.graph, QuantView(_with(q, biases)), fit[i])).mean()
                 gradients = torch.autograd.grad(loss, list(biases.values()))
             step += 1
             rate = RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -67,27 +65,12 @@ def bias_tune(
                 move = (first[site] / (1 - 0.9**step)) / ((second[site] / (1 - 0.99**step)).sqrt() + 1e-12)
                 biases[site] = (biases[site].detach() - rate * unit[site] * move).requires_grad_()
         now = _with(q, {site: b.detach() for site, b in biases.items()})
-        value = held_value(now, held, held_targets)
+        value = network_loss(now, held, held_targets)
         if value < best_value:
             best, best_value = now, value
         if progress is not None:
             progress("bias_tune", epoch + 1, epochs)
     return best.logged("bias_tune", before=start_value, after=best_value, epochs=epochs)
-
-
-def output_loss(target: Tensor, output: Tensor) -> Tensor:
-    """Mean Kullback-Leibler divergence of class scores ``[B, C]``; relative squared error for any other shape."""
-    if target.dim() == 2 and target.shape[1] > 1:
-        return F.kl_div(F.log_softmax(output, 1), F.log_softmax(target, 1), log_target=True, reduction="batchmean")
-    return (output - target).square().mean() / target.square().mean().clamp(min=1e-30)
-
-
-def held_value(q: QModel, batches: Sequence[Batch], targets: Sequence[Tensor]) -> float:
-    """Mean loss over batches, weighed by their rows."""
-    view = QuantView(q)
-    with torch.no_grad():
-        losses = [output_loss(t, logits(q.graph, view, b)) * t.shape[0] for b, t in zip(batches, targets, strict=True)]
-    return (sum(losses) / sum(t.shape[0] for t in targets)).item()  # type: ignore[union-attr]
 
 
 def _with(q: QModel, biases: dict[str, Tensor]) -> QModel:

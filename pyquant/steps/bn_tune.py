@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyquant.data import held_out, load_batches
+from pyquant.fidelity import float_outputs, network_loss
 from pyquant.grid import QParams
 from pyquant.model import QModel, SiteWeights
 from pyquant.moments import Moments, walk
@@ -29,8 +30,8 @@ def bn_tune(q: QModel, data: Any, *, cache_bytes: int = 2 << 30) -> QModel:
 
     Args:
         q: a calibrated model.
-        data: unlabelled inputs; a quarter of the rows is held out, and a site whose squared error on them would rise keeps
-            what it had.
+        data: unlabelled inputs; a quarter of the rows is held out. A site whose squared error on them would rise keeps what
+            it had, and so does the whole network if its output would move further from the float one.
         cache_bytes: bound of the live values that are kept.
 
     Returns:
@@ -48,8 +49,11 @@ def bn_tune(q: QModel, data: Any, *, cache_bytes: int = 2 << 30) -> QModel:
         tuned.append(site)
         return replace(q, weights={**q.weights, site: new})
 
-    q = walk(q, (fit, held), correct, cache_bytes)
-    return q.logged("bn_tune", sites=len(tuned), of=len(q.graph.sites))
+    new = walk(q, (fit, held), correct, cache_bytes)
+    targets = float_outputs(q, held)
+    before, after = network_loss(q, held, targets), network_loss(new, held, targets)
+    kept = after < before
+    return (new if kept else q).logged("bn_tune", sites=len(tuned) if kept else 0, before=before, after=after)
 
 
 def _real(q: QModel, site: str, weights: SiteWeights, moments: Moments) -> Tensor:

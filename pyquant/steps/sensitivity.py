@@ -7,10 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from pyquant.data import load_batches
+from pyquant.fidelity import divergence
 from pyquant.graph import FloatView, Graph, run
 from pyquant.model import QModel, QuantView, SiteWeights, nearest_weights, with_bits
 from pyquant.quantizer import choose_range
@@ -18,19 +17,6 @@ from pyquant.regions import source
 
 Progress = Callable[[str, int, int], None]
 Bits = tuple[int, int]
-
-
-def divergence(float_logits: Tensor, quant_logits: Tensor) -> Tensor:
-    """How far outputs are from the float network's, one number a row, no labels needed.
-
-    Class scores ``[B, C]`` with ``C > 1``: the Kullback-Leibler divergence of their softmax. Any other shape: the squared error
-    over the float output's mean square.
-    """
-    if float_logits.dim() == 2 and float_logits.shape[1] > 1:
-        p, q = F.log_softmax(float_logits.double(), 1), F.log_softmax(quant_logits.double(), 1)
-        return (p.exp() * (p - q)).sum(1)
-    a, b = float_logits.double().flatten(1), quant_logits.double().flatten(1)
-    return (a - b).square().mean(1) / a.square().mean().clamp(min=1e-30)
 
 
 def sensitivity(
