@@ -51,7 +51,7 @@ def main() -> None:
     rows = {"fp32": _accuracy(target, target, accepted) | {"bytes": float_bytes(q), "all_bytes": None}}
     for name, net in nets.items():
         scores = torch.cat([net(batch) for batch in images.split(BATCH)])
-        sizes = net.sizes()
+        sizes = net.sizes
         rows[name] = _accuracy(target, scores, accepted) | {"bytes": sizes["weights"], "all_bytes": sizes["total"]}
 
     def run_float() -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
+from torch.export import Dim, ShapesCollection
 
 from pyquant.errors import CaptureError, DataError
 from pyquant.graph import Graph
@@ -55,14 +55,15 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> tuple[Graph
     # A batch of one would be taken for a constant: export on two.
     doubled = tuple(torch.cat([x[:1], x[:1]]).detach() for x in inputs)
     doubled = tuple(x.float() if x.is_floating_point() else x for x in doubled)
+    any_batch = ShapesCollection()
+    for x in doubled:
+        any_batch[x] = {0: Dim.DYNAMIC}
     frozen = model
     try:
         frozen = copy.deepcopy(model).float().eval().requires_grad_(False)
         with torch.no_grad():
             frozen(*(x.clone() for x in doubled))
-            program = torch.export.export(
-                frozen, doubled, dynamic_shapes=tuple({0: Dim.DYNAMIC} for _ in doubled), strict=False
-            )
+            program = torch.export.export(frozen, doubled, dynamic_shapes=any_batch, strict=False)
             program = program.run_decompositions({})
     except FAILURES as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -101,9 +101,9 @@ def _quantize(args: argparse.Namespace) -> None:
         q = quantize_model(q, data, recipe, bits=bits, progress=progress())
     net = deploy(q)
     net.save(output)
-    sizes = net.sizes()
+    sizes = net.sizes
     console.print(
-        f"wrote {output}: {sizes['weights']:,} bytes of weight codes, {sizes['weights'] / sizes['float']:.4f} of float32, "
+        f"wrote {output}: {sizes['weights']:,} bytes of weight codes, {sizes['weights'] / sizes['float_weights']:.4f} of float32, "
         f"{len(q.graph.sites)} sites, {time.perf_counter() - begin:.0f} s",
         highlight=False,
     )
@@ -116,9 +116,12 @@ def _show(args: argparse.Namespace) -> None:
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     console.print(table)
-    integer, total = net.share()
-    sizes = net.sizes()
-    console.print(f"{integer} of {total} ops run in integers; {sizes['weights']:,} bytes of weight codes, {sizes['total']:,} in all.")
+    share, sizes = net.share(), net.sizes
+    console.print(
+        f"{share['integer']} ops run in integers and {share['float']} in float ({share['share']:.1%} integer), between "
+        f"{share['boundary']} that quantise or dequantise; {sizes['weights']:,} bytes of weight codes, {sizes['total']:,} in all.",
+        highlight=False,
+    )
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -142,7 +145,8 @@ def _bench(args: argparse.Namespace) -> None:
         raise DataError(f"--batch {args.batch} --rounds {args.rounds}: both must be at least 1.")
     net = load(args.checkpoint, backend=args.backend, threads=args.threads)
     generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(args.batch, *shape, generator=generator) for shape in net.input_shapes()]
+    shapes = [net.program.values[name].shape for name in net.program.inputs]
+    inputs = [torch.randn(args.batch, *shape, generator=generator) for shape in shapes]
     net(*inputs)
     seconds = []
     for _ in range(args.rounds):

@@ -229,13 +229,17 @@ class QuantView:
 
     def site_input(self, node: Node, value: Tensor) -> Tensor:
         """Fake-quantise to the site's own grid where it is narrower than the value's."""
-        key = f"{node.name}:input"
-        return self._fake(key, value) if key in self.grids and node.name in self.sites else value
+        return self.site_input_of(node.name, value) if node.name in self.sites else value
+
+    def site_input_of(self, site: str, value: Tensor) -> Tensor:
+        """What a site makes of the quantised value it takes."""
+        key = f"{site}:input"
+        return self._fake(key, value) if key in self.grids else value
 
     def quantized_input(self, site: str, value: Tensor) -> Tensor:
         """What a site reads when ``value`` is the float network's input to it."""
-        node = self.q.graph.by_name[site]
-        return self.site_input(node, self._fake(source(self.q.graph, node.inputs[0]), value))
+        key = source(self.q.graph, self.q.graph.by_name[site].inputs[0])
+        return self.site_input_of(site, self._fake(key, value))
 
     def value(self, node: Node, value: Any) -> Any:
         """Fake-quantise a value that has a grid."""

@@ -16,16 +16,8 @@ from pyquant.errors import CaptureError
 from pyquant.graph import Graph, Node
 from pyquant.layers import FLOAT_TARGETS, UNARY
 
-IDENTITIES = (
-    "clone",
-    "contiguous",
-    "alias",
-    "detach",
-    "detach_",
-    "lift_fresh_copy",
-    "dropout",
-    "_assert_tensor_metadata",
-)
+METADATA_CHECK = "_assert_tensor_metadata"
+IDENTITIES = ("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "dropout", METADATA_CHECK)
 
 
 def translate(program: ExportedProgram) -> tuple[Graph, dict[str, Tensor]]:
@@ -142,7 +134,7 @@ class _Reader:
             if isinstance(source, fx.Node) and source in self.value:
                 self.value[node] = self.value[source]
                 return
-            if short == "_assert_tensor_metadata":
+            if short == METADATA_CHECK:
                 return
         translate = getattr(self, f"_read_{short}", None)
         if translate is not None and translate(node):
@@ -233,6 +225,8 @@ class _Reader:
     def _read_clamp(self, node: fx.Node) -> bool:
         _, low, high = _pad_args(node.args, (None, None, None))
         return self._clamp(node, low, high)
+
+    _read_clip = _read_clamp
 
     def _read_clamp_min(self, node: fx.Node) -> bool:
         return self._clamp(node, node.args[1], None)

@@ -1,8 +1,9 @@
-"""The file of an integer program: one safetensors file whose metadata is a JSON header, every byte of both under a SHA-256.
+"""The file of an integer program: one safetensors file with a JSON header, all of it under a SHA-256.
 
-Metadata: ``format`` (``"pyquant"``), ``version``, ``header`` (JSON text) and ``sha256`` of that text. The header repeats format and
-version, and holds ``program`` (values, ops with the key of each tensor), ``info`` (any JSON) and ``tensors`` (key -> SHA-256 of
-dtype, shape and bytes). safetensors alone would take most altered bytes for other weights. Nothing is ever pickled.
+The metadata has one entry, ``"pyquant"``, so that equal programs give equal files: JSON text with ``version``,
+``header`` and ``sha256`` of the header's canonical form. The header holds ``program`` (values, ops with the key of
+each tensor), ``info`` (any JSON) and ``tensors`` (key -> SHA-256 of dtype, shape and bytes). safetensors alone
+would take most altered bytes for other weights. Nothing is ever pickled.
 """
 
 from __future__ import annotations
@@ -44,21 +45,16 @@ def save(program: Program, path: str | os.PathLike[str], info: Mapping[str, Any]
     tensors = {f"{op.output}.{role}": tensor for op in program.ops for role, tensor in op.tensors.items()}
     # Tensors of a file may not share memory, as those of a module called twice do.
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-    header = {
-        "format": FORMAT,
-        "version": VERSION,
-        "program": _program_json(program),
-        "info": info,
-        "tensors": {key: digest(tensor) for key, tensor in tensors.items()},
-    }
-    text = json.dumps(_encode(header, "the header"), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "header": text,
-        "sha256": hashlib.sha256(text.encode()).hexdigest(),
-    }
-    _write(Path(path), safetensors.torch.save(tensors, metadata))
+    header = _encode(
+        {
+            "program": _program_json(program),
+            "info": info,
+            "tensors": {key: digest(tensor) for key, tensor in tensors.items()},
+        },
+        "the header",
+    )
+    envelope = _canonical({"version": VERSION, "sha256": _header_digest(header), "header": header})
+    _write(Path(path), safetensors.torch.save(tensors, {FORMAT: envelope}))
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Program, dict[str, Any]]:
@@ -71,32 +67,35 @@ def load(path: str | os.PathLike[str]) -> tuple[Program, dict[str, Any]]:
         The program, validated, and the ``info`` it was saved with.
 
     Raises:
-        CheckpointError: there is no such file, it is truncated, altered, of another format or a newer version, or its program
-            makes no sense.
+        CheckpointError: there is no such file, it is truncated, altered, of another format or a newer version,
+            or its program makes no sense.
     """
     path = Path(path)
     tensors, metadata = _read(path)
-    if metadata.get("format") != FORMAT:
+    if FORMAT not in metadata:
         raise CheckpointError(f"{path} is a safetensors file of another format; give one that pyquant saved.")
-    if metadata.get("version") != str(VERSION):
+    try:
+        envelope = json.loads(metadata[FORMAT])
+        version, header = envelope["version"], envelope["header"]
+        altered = _header_digest(header) != envelope["sha256"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} has an altered header: it is no JSON; copy the file again.") from error
+    if version != VERSION:
         raise CheckpointError(
-            f"{path} has format version {metadata.get('version')!r} and this pyquant reads version {VERSION}; use the pyquant that wrote it, or save it again."
+            f"{path} has format version {version!r} and this pyquant reads version {VERSION}; "
+            "use the pyquant that wrote it."
         )
-    text = metadata.get("header", "")
-    if hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() != metadata.get("sha256"):
+    if altered:
         raise CheckpointError(
             f"{path} has an altered header: its SHA-256 does not match; copy the file again."
         )
     try:
-        header = _decode(json.loads(text))
-        expected, info = dict(header["tensors"]), header["info"]
-        known = header["format"] == FORMAT and header["version"] == VERSION and isinstance(info, dict)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        header = _decode(header)
+        expected, info = dict(header["tensors"]), dict(header["info"])
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} has a header that is not pyquant's ({error!r}); save it again."
         ) from error
-    if not known:
-        raise CheckpointError(f"{path} has a header that contradicts its metadata; save it again.")
     _check_tensors(path, tensors, expected)
     try:
         program = _program(header["program"], tensors)
@@ -111,13 +110,21 @@ def load(path: str | os.PathLike[str]) -> tuple[Program, dict[str, Any]]:
     return program, info
 
 
+def _canonical(item: Any) -> str:
+    return json.dumps(item, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _header_digest(header: Any) -> str:
+    return hashlib.sha256(_canonical(header).encode()).hexdigest()
+
+
 def digest(tensor: Tensor) -> str:
     """SHA-256 of a contiguous CPU tensor: dtype and shape too, for the file's own header has no checksum."""
     start = f"{tensor.dtype} {list(tensor.shape)} ".encode()
     return hashlib.sha256(start + tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-# --------------------------------------------------------------------------------------------------------------- the file
+# --------------------------------------------------------------------------------------------------- the file
 def _write(path: Path, data: bytes) -> None:
     """Write aside, then rename: a reader sees the old file or the new one, never a part."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -137,7 +144,7 @@ def _write(path: Path, data: bytes) -> None:
             os.close(folder)
     except OSError as error:
         raise CheckpointError(
-            f"{path} cannot be written: {error.strerror}; give a file in a folder that exists and may be written."
+            f"{path} cannot be written: {error.strerror}; give a file in a folder that may be written."
         ) from error
 
 
@@ -176,7 +183,7 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[
             )
 
 
-# ------------------------------------------------------------------------------------------------------------ the header
+# ------------------------------------------------------------------------------------------------- the header
 def _program_json(program: Program) -> dict[str, Any]:
     ops = [
         {
@@ -239,7 +246,8 @@ def _encode(item: Any, where: str) -> Any:
     if isinstance(item, Mapping) and all(isinstance(key, str) for key in item):
         return {key: _encode(part, f"{where}[{key!r}]") for key, part in item.items()}
     raise CheckpointError(
-        f"{where} holds a {type(item).__name__}, which has no JSON form; use numbers, strings, lists and dicts with string keys."
+        f"{where} holds a {type(item).__name__}, which has no JSON form; "
+        "use numbers, strings, lists, and dicts with string keys."
     )
 
 

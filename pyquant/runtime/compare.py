@@ -1,4 +1,4 @@
-"""Compare: the integer program with the fake-quantised network it came from, and executors with each other."""
+"""Compare the integer program with the fake-quantised network, and executors with each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pyquant.errors import DataError
-from pyquant.graph import Node
 from pyquant.layers import evaluate
 from pyquant.model import QModel, input_key, value_grids
 from pyquant.ops.backend import missing
@@ -26,8 +25,8 @@ Batches = Iterable[Tensor | Sequence[Tensor]]
 def site_agreement(q: QModel, program: Program, batches: Batches) -> dict[str, float]:
     """Feed every site the integer program's own codes and compare what its two forms make of them.
 
-    The fake-quantised form is the float32 layer on dequantised weights and inputs, the residual added, clamped in real units, then
-    quantised. The contract: it differs in fewer than 1 in 10,000 codes.
+    The fake-quantised form is the float32 layer on dequantised weights and inputs, the residual added, clamped
+    in real units, then quantised. The contract: it differs in fewer than 1 in 10,000 codes.
 
     Args:
         q: the model that ``program`` was lowered from.
@@ -80,7 +79,7 @@ def simulate_site(q: QModel, op: Op, codes: Sequence[Tensor]) -> Tensor:
     node, group, grids = q.graph.by_name[op.name], regions(q.graph).groups[op.name], value_grids(q)
     key = input_key(q, node.name)
     x = dequantize(
-        _graph_layout(q, q.graph.by_name[node.inputs[0]], codes[0]),
+        graph_layout(q, node.inputs[0], codes[0]),
         q.ranges[key].scale,
         q.ranges[key].zero_point,
         grids[key],
@@ -91,7 +90,7 @@ def simulate_site(q: QModel, op: Op, codes: Sequence[Tensor]) -> Tensor:
         y = evaluate(node.op, node.attrs, [x], params, x.shape[0])
         if group.residual is not None:
             name = source(q.graph, group.residual)
-            residual = _graph_layout(q, q.graph.by_name[group.residual], codes[1])
+            residual = graph_layout(q, group.residual, codes[1])
             y = y + dequantize(residual, q.ranges[name].scale, q.ranges[name].zero_point, grids[name])
         if group.low is not None or group.high is not None:
             y = y.clamp(group.low, group.high)
@@ -102,15 +101,18 @@ def simulate_site(q: QModel, op: Op, codes: Sequence[Tensor]) -> Tensor:
     )
 
 
-def _graph_layout(q: QModel, node: Node, codes: Tensor) -> Tensor:
-    """Codes ``[B, H, W, C]`` of a node's value in the layout the graph has it in."""
+def graph_layout(q: QModel, name: str, codes: Tensor) -> Tensor:
+    """Codes ``[B, H, W, C]`` of a graph's value in the layout the graph has it in."""
+    node = q.graph.by_name[name]
     shape = node.shape or ()
     if len(shape) == 3:
         return codes.permute(0, 3, 1, 2)
-    before = q.graph.by_name[node.inputs[0]].shape if node.op == "flatten" else None
-    if before is not None and len(before) == 3:
-        c, h, w = before
-        codes = codes.reshape(-1, h, w, c).permute(0, 3, 1, 2)
+    # Only an integer flatten keeps the order of codes; a float one has torch's already.
+    if node.op == "flatten" and name in regions(q.graph).integer:
+        before = q.graph.by_name[node.inputs[0]].shape or ()
+        if len(before) == 3:
+            c, h, w = before
+            codes = codes.reshape(-1, h, w, c).permute(0, 3, 1, 2)
     return codes.reshape(codes.shape[0], *shape)
 
 
@@ -131,7 +133,7 @@ def code_exact(program: Program, inputs: Sequence[Tensor]) -> bool:
 
 
 def same_bytes(a: Any, b: Any) -> bool:
-    """Whether two values are of one type, dtype and shape, bit for bit: NaN equals itself, and -0 is not 0."""
+    """Whether two values are equal bit for bit, dtype and shape too: NaN equals itself, and -0 is not 0."""
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return len(a) == len(b) and all(same_bytes(left, right) for left, right in zip(a, b, strict=True))
     if a.dtype != b.dtype or a.shape != b.shape:

@@ -1,4 +1,4 @@
-"""What a float node of a program may ask torch to run: whitelisted names, with JSON arguments of the right kind."""
+"""What a float node of a program may ask torch to run: whitelisted names with JSON arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Net: an integer program with what runs it. ``deploy`` makes one of a quantised model, ``load`` of a file."""
+"""Net: an integer program with what runs it. ``deploy`` makes one of a model, ``load`` of a file."""
 
 from __future__ import annotations
 
@@ -136,7 +136,8 @@ class Net:
     def sizes(self) -> dict[str, int]:
         """Bytes: ``weights`` (packed codes) and ``total`` (every tensor), and what they are in float32.
 
-        ``float_weights`` are 4 bytes a weight of the integer part; ``float_total`` adds its biases and the tensors of float nodes.
+        ``float_weights`` are 4 bytes a weight of the integer part; ``float_total`` adds its biases and the tensors
+        of float nodes.
         """
         convs = [op for op in self.program.ops if op.kind == "conv"]
         every = [tensor for op in self.program.ops for tensor in op.tensors.values()]
@@ -152,7 +153,12 @@ class Net:
         }
 
     def share(self) -> dict[str, float]:
-        """How much runs in integers: counts of ``integer``, ``float`` and ``boundary`` ops, and ``share`` = integer / (integer + float)."""
+        """How much runs in integers.
+
+        Returns:
+            Counts of ``integer``, ``float`` and ``boundary`` (quantize, dequantize) ops, and ``share``: the
+            integer ops among those that compute.
+        """
         kinds = [op.kind for op in self.program.ops]
         integer = sum(kind in INTEGER_KINDS for kind in kinds)
         boundary = sum(kind in BOUNDARY_KINDS for kind in kinds)
@@ -165,9 +171,11 @@ class Net:
         }
 
     def describe(self) -> list[dict[str, Any]]:
-        """One row an op, in order: ``op`` (number), ``name``, ``kind``, ``geometry``, ``weight_bits``, ``input_bits``, ``bytes``.
+        """One row an op, in order, for tables.
 
-        Bits are None where an op has none, or they are not known.
+        Returns:
+            ``op`` (number), ``name``, ``kind``, ``geometry``, ``weight_bits``, ``input_bits`` and ``bytes``. Bits
+            are None where an op has none, or they are not known.
         """
         plan = self.info.get("plan", {})
         rows = []
@@ -198,8 +206,8 @@ def deploy(q: QModel, *, backend: str = "auto", threads: int | None = None) -> N
         The network; ``info["plan"]`` holds (weight bits, input bits) of every site.
 
     Raises:
-        DataError: the model is not calibrated. GridError, BackendError: it has no integer form. CheckpointError: its program
-            makes no sense, which a scale that exploded can cause.
+        DataError: the model is not calibrated. GridError, BackendError: it has no integer form.
+        CheckpointError: its program makes no sense, which a scale that exploded can cause.
     """
     program = lower(q)
     validate(program)
@@ -211,7 +219,8 @@ def load(path: str | os.PathLike[str], *, backend: str = "auto", threads: int | 
     """Load a network that :meth:`Net.save` wrote; needs nothing of the Python model.
 
     Raises:
-        CheckpointError: the file is missing, truncated, altered, or of another format. BackendError: as of :class:`Net`.
+        CheckpointError: the file is missing, truncated, altered, or of another format.
+        BackendError: as of :class:`Net`.
     """
     return Net(*checkpoint.load(path), backend=backend, threads=threads)
 
@@ -223,7 +232,7 @@ def _weights(op: Op, program: Program) -> int:
 
 
 def _geometry(op: Op, program: Program) -> str:
-    """Shapes a sample in and out, and what differs from a plain op: ``"32x32x3 -> 16x16x8 k3x3 s2x2 p1,1,1,1"``."""
+    """Shapes in and out, and what differs from a plain op: ``"32x32x3 -> 16x16x8 k3x3 s2x2 p1,1,1,1"``."""
     shapes = [program.values[name].shape for name in (*op.inputs[:1], op.output)]
     parts = [" -> ".join("x".join(map(str, shape)) for shape in shapes)]
     a = op.attributes

@@ -1,4 +1,4 @@
-"""Checks, once at the door, that a program makes sense: what runs it trusts every shape, code and scale it is given."""
+"""Checks, once at the door, that a program makes sense: what runs it trusts all it is given."""
 
 from __future__ import annotations
 
@@ -88,8 +88,9 @@ def validate(program: Program) -> None:
         program: from a file, or just lowered.
 
     Raises:
-        CheckpointError: an op is unknown or reads what nothing gives, an attribute or tensor is missing, of another type or out
-            of range, shapes do not follow from each other, or a sum may overflow int32. The sentence names the op.
+        CheckpointError: an op is unknown or reads what nothing gives, an attribute or tensor is missing, of
+            another type or out of range, shapes do not follow from each other, or a sum may overflow int32. The
+            sentence names the op.
     """
     _check_values(program)
     known = dict.fromkeys(program.inputs, (0, 255))
@@ -132,17 +133,19 @@ def _check_values(program: Program) -> None:
             whole(size, least, LARGEST_VALUE) for size in value.shape
         ):
             raise CheckpointError(
-                f"the value {name!r} is {value.kind!r} of shape {value.shape}; it should be codes or float, of sizes from {least}."
+                f"the value {name!r} is {value.kind!r} of shape {value.shape}; "
+                f"it should be codes or float, of sizes from {least}."
             )
         if value.kind == "codes" and len(value.shape) != 3:
             raise CheckpointError(f"the value {name!r} has shape {value.shape}; codes are (H, W, C).")
         if math.prod(value.shape) > LARGEST_VALUE:
             raise CheckpointError(
-                f"the value {name!r} of shape {value.shape} has more than {LARGEST_VALUE} elements a sample; use smaller inputs."
+                f"the value {name!r} of shape {value.shape} has more than {LARGEST_VALUE} elements a sample; "
+                "use smaller inputs."
             )
 
 
-# ------------------------------------------------------------------------------------------------------------- integer ops
+# ------------------------------------------------------------------------------------------------ integer ops
 def _check_integer_op(op: Op, values: Mapping[str, Value]) -> None:
     if op.kind not in _ATTRIBUTES:
         raise _fault(
@@ -201,8 +204,7 @@ def _check_tensors(op: Op) -> None:
             raise _fault(op, f"has a {role} with NaN or infinite elements")
     if op.tensors["weight"].dim() != 2 or n == 0:
         raise _fault(
-            op,
-            f"has a weight of shape {list(op.tensors['weight'].shape)} for {n} channels; it should be [N, words]",
+            op, f"has a weight of shape {list(op.tensors['weight'].shape)} for {n} channels; use [N, words]"
         )
     # The words a row takes are checked with the geometry.
     _check_tensor(op, "weight", torch.int32, (n, op.tensors["weight"].shape[1]))
@@ -232,7 +234,7 @@ def _weight_codes(op: Op) -> tuple[int, int]:
     return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
 
 
-# ------------------------------------------------------------------------------------------------------------------- sums
+# ------------------------------------------------------------------------------------------------------- sums
 def _check_sums(op: Op, values: Mapping[str, Value], known: Mapping[str, tuple[int, int]]) -> None:
     """An accumulator holds ``K`` products of the largest codes."""
     if op.kind not in ("conv", "avg_pool"):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyquant.grid import Grid
-from pyquant.model import QModel, prepare
+from pyquant.grid import Grid, Plan, SiteGrids
+from pyquant.model import QModel, prepare, with_bits
+from pyquant.runtime.lower import lower
+from pyquant.runtime.program import Program
 from pyquant.steps.calibrate import calibrate
 
 IMAGE = (3, 9, 11)
@@ -91,8 +96,8 @@ def _build(name: str) -> nn.Module:
     conv = nn.Conv2d
     if name == "conv_bn_relu_chain":
         return nn.Sequential(
-            conv(c, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 13, 3, 2, 1, bias=False),
-            nn.BatchNorm2d(13), nn.ReLU6(), conv(13, 5, 1), nn.BatchNorm2d(5),
+            conv(c, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            conv(8, 13, 3, 2, 1, bias=False), nn.BatchNorm2d(13), nn.ReLU6(), conv(13, 5, 1), nn.BatchNorm2d(5),
         )  # fmt: skip
     if name == "residual_blocks":
         return nn.Sequential(
@@ -111,8 +116,8 @@ def _build(name: str) -> nn.Module:
         )  # fmt: skip
     if name == "asymmetric_pads":
         return nn.Sequential(
-            nn.ZeroPad2d((0, 1, 2, 0)), conv(c, 6, 3, 2), nn.Hardtanh(-0.5, 1.0), conv(6, 6, (2, 3), padding="same", dilation=(1, 2)),
-            nn.ReLU(), conv(6, 4, 3),
+            nn.ZeroPad2d((0, 1, 2, 0)), conv(c, 6, 3, 2), nn.Hardtanh(-0.5, 1.0),
+            conv(6, 6, (2, 3), padding="same", dilation=(1, 2)), nn.ReLU(), conv(6, 4, 3),
         )  # fmt: skip
     if name == "pools_then_linear":
         return nn.Sequential(
@@ -161,9 +166,9 @@ def _build(name: str) -> nn.Module:
 
         def body(m: Network, x: Tensor) -> Tensor:
             flat = F.relu(m.conv1(x)).flatten(1)
-            return m.fc(flat) + flat[:, :4]
+            return m.fc2(F.relu(m.fc(flat))) + flat[:, :4]
 
-        return Network(body, conv1=conv(c, 5, 3), fc=nn.Linear(5 * 7 * 9, 4))
+        return Network(body, conv1=conv(c, 5, 3), fc=nn.Linear(5 * 7 * 9, 6), fc2=nn.Linear(6, 4))
     if name == "relu_behind_flatten":
         return nn.Sequential(conv(c, 5, 3), nn.Flatten(), nn.ReLU(), nn.Linear(5 * 7 * 9, 4))
     if name == "two_inputs":
@@ -189,9 +194,10 @@ def _build(name: str) -> nn.Module:
 
 
 NAMES = (
-    "conv_bn_relu_chain", "residual_blocks", "depthwise", "asymmetric_pads", "pools_then_linear", "silu_lookups", "linear_only",
-    "functional_calls", "called_twice", "ends_in_relu", "ends_in_add", "two_outputs", "output_read_again", "flatten_read_by_float",
-    "relu_behind_flatten", "add_of_itself", "two_inputs", "early_clamps", "late_clamp", "split", "tokens", "maps_last", "mask",
+    "conv_bn_relu_chain", "residual_blocks", "depthwise", "asymmetric_pads", "pools_then_linear", "silu_lookups",
+    "linear_only", "functional_calls", "called_twice", "ends_in_relu", "ends_in_add", "two_outputs",
+    "output_read_again", "flatten_read_by_float", "relu_behind_flatten", "add_of_itself", "two_inputs",
+    "early_clamps", "late_clamp", "split", "tokens", "maps_last", "mask",
 )  # fmt: skip
 
 
@@ -200,9 +206,9 @@ def images(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, *IMAGE, generator=torch.Generator().manual_seed(seed))
 
 
-def inputs_of(name: str, count: int, seed: int = 0) -> tuple[Tensor, ...]:
-    """One batch for a network."""
-    return tuple(images(count, seed + i) for i in range(2 if name == "two_inputs" else 1))
+def inputs_of(case: str, count: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """One batch for a network or case."""
+    return tuple(images(count, seed + i) for i in range(2 if case.startswith("two_inputs") else 1))
 
 
 def module(name: str) -> nn.Module:
@@ -222,21 +228,48 @@ def module(name: str) -> nn.Module:
     return model.eval()
 
 
-def quantized(
-    name: str,
-    *,
-    weights: Grid | None = None,
-    input_bits: int = 8,
-    bits: dict[str, tuple[int, int]] | None = None,
-    exclude: tuple[str, ...] = (),
-) -> QModel:
-    """A calibrated small network."""
-    q = prepare(
-        module(name),
-        inputs_of(name, 1),
-        weights=weights or Grid(8, axis=0),
-        inputs=Grid(input_bits, signed=False),
-        bits=bits,
-        exclude=exclude,
-    )
+# Grids of weights and inputs, sites with bits of their own, and sites left out.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "w8a8": {},
+    "w4a4": {"weights": Grid(4, axis=0), "inputs": Grid(4, signed=False)},
+    "asymmetric": {"weights": Grid(4, signed=False, axis=0)},
+    "per_tensor": {"weights": Grid(6)},
+}
+MIXED: dict[str, dict[str, Any]] = {
+    "conv_bn_relu_chain-w235": {"bits": {"0": (2, 8), "3": (3, 5), "6": (5, 2)}},
+    "residual_blocks-w67": {"bits": {"2.conv1": (6, 3), "2.conv2": (7, 8), "3.conv1": (8, 4)}},
+    "residual_blocks-excluded": {"exclude": ("2.conv2", "3.conv1")},
+    "pools_then_linear-excluded": {"exclude": ("0", "7")},
+    "depthwise-excluded": {"exclude": ("2",)},
+    "silu_lookups-a2": {"inputs": Grid(2, signed=False)},
+    "two_outputs-w8": {"bits": {"conv2": (8, 4)}},
+}
+CASES = tuple(f"{name}-w8a8" for name in NAMES) + (
+    "residual_blocks-w4a4", "pools_then_linear-w4a4", "silu_lookups-w4a4", "called_twice-w4a4", "two_inputs-w4a4",
+    "output_read_again-w4a4", "late_clamp-w4a4", "split-w4a4", "tokens-w4a4", "residual_blocks-asymmetric",
+    "depthwise-asymmetric", "pools_then_linear-asymmetric", "tokens-asymmetric", "residual_blocks-per_tensor",
+    "linear_only-per_tensor", *MIXED,
+)  # fmt: skip
+
+
+@cache
+def _captured(name: str, exclude: tuple[str, ...]) -> QModel:
+    return prepare(module(name), inputs_of(name, 1), exclude=exclude)
+
+
+@cache
+def quantized(case: str) -> QModel:
+    """A calibrated small network: ``"<network>-<variant>"``. Shared by the tests, as a frozen value may be."""
+    name, variant = case.split("-")
+    given = MIXED.get(case) or VARIANTS[variant]
+    q = _captured(name, given.get("exclude", ()))
+    grids = SiteGrids(given.get("weights", Grid(8, axis=0)), given.get("inputs", Grid(8, signed=False)))
+    plan = with_bits(Plan(dict.fromkeys(q.graph.sites, grids)), given.get("bits", {}))
+    q = replace(q, plan=plan)
     return calibrate(q, [inputs_of(name, 24, seed=3)], method="minmax")
+
+
+@cache
+def program(case: str) -> Program:
+    """The same network, lowered."""
+    return lower(quantized(case))
