@@ -1,5 +1,7 @@
 """The graph: who feeds whom, and running it under a view."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -68,8 +70,6 @@ def test_values_are_freed_after_their_last_use():
             alive.append(sum(ref() is not None for ref in references))
             references.append(weakref.ref(value))
             return value
-
-    import weakref
 
     references: list = []
     run(DIAMOND, Watching(STATE), [torch.ones(1, 1, 64, 64)])

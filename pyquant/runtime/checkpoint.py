@@ -1,9 +1,9 @@
 """The file of an integer program: one safetensors file with a JSON header, all of it under a SHA-256.
 
-The metadata has one entry, ``"pyquant"``, so that equal programs give equal files: JSON text with ``version``,
-``header`` and ``sha256`` of the header's canonical form. The header holds ``program`` (values, ops with the key of
-each tensor), ``info`` (any JSON) and ``tensors`` (key -> SHA-256 of dtype, shape and bytes). safetensors alone
-would take most altered bytes for other weights. Nothing is ever pickled.
+The metadata has one entry, ``"pyquant"``, so that equal programs give equal files: JSON text with
+``version``, ``header`` and ``sha256`` of the header's canonical form. The header holds ``program`` (values,
+ops with the key of each tensor), ``info`` (any JSON) and ``tensors`` (key -> SHA-256 of dtype, shape and
+bytes). safetensors alone would take most altered bytes for other weights. Nothing is ever pickled.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def load(path: str | os.PathLike[str]) -> tuple[Program, dict[str, Any]]:
         The program, validated, and the ``info`` it was saved with.
 
     Raises:
-        CheckpointError: there is no such file, it is truncated, altered, of another format or a newer version,
-            or its program makes no sense.
+        CheckpointError: there is no such file, it is truncated, altered, of another format or a newer
+            version, or its program makes no sense.
     """
     path = Path(path)
     tensors, metadata = _read(path)

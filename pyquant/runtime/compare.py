@@ -25,8 +25,8 @@ Batches = Iterable[Tensor | Sequence[Tensor]]
 def site_agreement(q: QModel, program: Program, batches: Batches) -> dict[str, float]:
     """Feed every site the integer program's own codes and compare what its two forms make of them.
 
-    The fake-quantised form is the float32 layer on dequantised weights and inputs, the residual added, clamped
-    in real units, then quantised. The contract: it differs in fewer than 1 in 10,000 codes.
+    The fake-quantised form is the float32 layer on dequantised weights and inputs, the residual added,
+    clamped in real units, then quantised. The contract: it differs in fewer than 1 in 10,000 codes.
 
     Args:
         q: the model that ``program`` was lowered from.

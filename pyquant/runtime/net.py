@@ -136,8 +136,8 @@ class Net:
     def sizes(self) -> dict[str, int]:
         """Bytes: ``weights`` (packed codes) and ``total`` (every tensor), and what they are in float32.
 
-        ``float_weights`` are 4 bytes a weight of the integer part; ``float_total`` adds its biases and the tensors
-        of float nodes.
+        ``float_weights`` are 4 bytes a weight of the integer part; ``float_total`` adds its biases and the
+        tensors of float nodes.
         """
         convs = [op for op in self.program.ops if op.kind == "conv"]
         every = [tensor for op in self.program.ops for tensor in op.tensors.values()]
@@ -174,8 +174,8 @@ class Net:
         """One row an op, in order, for tables.
 
         Returns:
-            ``op`` (number), ``name``, ``kind``, ``geometry``, ``weight_bits``, ``input_bits`` and ``bytes``. Bits
-            are None where an op has none, or they are not known.
+            ``op`` (number), ``name``, ``kind``, ``geometry``, ``weight_bits``, ``input_bits`` and ``bytes``.
+            Bits are None where an op has none, or they are not known.
         """
         plan = self.info.get("plan", {})
         rows = []

@@ -89,8 +89,8 @@ def validate(program: Program) -> None:
 
     Raises:
         CheckpointError: an op is unknown or reads what nothing gives, an attribute or tensor is missing, of
-            another type or out of range, shapes do not follow from each other, or a sum may overflow int32. The
-            sentence names the op.
+            another type or out of range, shapes do not follow from each other, or a sum may overflow int32.
+            The sentence names the op.
     """
     _check_values(program)
     known = dict.fromkeys(program.inputs, (0, 255))

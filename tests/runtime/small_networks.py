@@ -97,7 +97,8 @@ def _build(name: str) -> nn.Module:
     if name == "conv_bn_relu_chain":
         return nn.Sequential(
             conv(c, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-            conv(8, 13, 3, 2, 1, bias=False), nn.BatchNorm2d(13), nn.ReLU6(), conv(13, 5, 1), nn.BatchNorm2d(5),
+            conv(8, 13, 3, 2, 1, bias=False), nn.BatchNorm2d(13), nn.ReLU6(), conv(13, 5, 1),
+            nn.BatchNorm2d(5),
         )  # fmt: skip
     if name == "residual_blocks":
         return nn.Sequential(
@@ -116,7 +117,7 @@ def _build(name: str) -> nn.Module:
         )  # fmt: skip
     if name == "asymmetric_pads":
         return nn.Sequential(
-            nn.ZeroPad2d((0, 1, 2, 0)), conv(c, 6, 3, 2), nn.Hardtanh(-0.5, 1.0),
+            nn.ZeroPad2d((0, 1, 2, 0)), conv(c, 6, 3, 2), nn.Hardtanh(0.25, 1.0),
             conv(6, 6, (2, 3), padding="same", dilation=(1, 2)), nn.ReLU(), conv(6, 4, 3),
         )  # fmt: skip
     if name == "pools_then_linear":
@@ -194,7 +195,8 @@ def _build(name: str) -> nn.Module:
 
 
 NAMES = (
-    "conv_bn_relu_chain", "residual_blocks", "depthwise", "asymmetric_pads", "pools_then_linear", "silu_lookups",
+    "conv_bn_relu_chain", "residual_blocks", "depthwise", "asymmetric_pads", "pools_then_linear",
+    "silu_lookups",
     "linear_only", "functional_calls", "called_twice", "ends_in_relu", "ends_in_add", "two_outputs",
     "output_read_again", "flatten_read_by_float", "relu_behind_flatten", "add_of_itself", "two_inputs",
     "early_clamps", "late_clamp", "split", "tokens", "maps_last", "mask",
@@ -244,8 +246,10 @@ MIXED: dict[str, dict[str, Any]] = {
     "silu_lookups-a2": {"inputs": Grid(2, signed=False)},
     "two_outputs-w8": {"bits": {"conv2": (8, 4)}},
 }
-CASES = tuple(f"{name}-w8a8" for name in NAMES) + (
-    "residual_blocks-w4a4", "pools_then_linear-w4a4", "silu_lookups-w4a4", "called_twice-w4a4", "two_inputs-w4a4",
+CASES = (
+    *(f"{name}-w8a8" for name in NAMES),
+    "residual_blocks-w4a4", "pools_then_linear-w4a4", "silu_lookups-w4a4", "called_twice-w4a4",
+    "two_inputs-w4a4",
     "output_read_again-w4a4", "late_clamp-w4a4", "split-w4a4", "tokens-w4a4", "residual_blocks-asymmetric",
     "depthwise-asymmetric", "pools_then_linear-asymmetric", "tokens-asymmetric", "residual_blocks-per_tensor",
     "linear_only-per_tensor", *MIXED,
@@ -259,7 +263,7 @@ def _captured(name: str, exclude: tuple[str, ...]) -> QModel:
 
 @cache
 def quantized(case: str) -> QModel:
-    """A calibrated small network: ``"<network>-<variant>"``. Shared by the tests, as a frozen value may be."""
+    """A calibrated small network: ``"<network>-<variant>"``. Shared, as frozen values may be."""
     name, variant = case.split("-")
     given = MIXED.get(case) or VARIANTS[variant]
     q = _captured(name, given.get("exclude", ()))

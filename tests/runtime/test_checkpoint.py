@@ -27,7 +27,8 @@ from pyquant.runtime.program import Program
 from tests.runtime.small_networks import inputs_of, program
 
 CASES = (
-    "residual_blocks-asymmetric", "pools_then_linear-w4a4", "silu_lookups-w8a8", "called_twice-w8a8", "split-w8a8",
+    "residual_blocks-asymmetric", "pools_then_linear-w4a4", "silu_lookups-w8a8", "called_twice-w8a8",
+    "split-w8a8",
     "mask-w8a8", "two_outputs-w8a8", "two_inputs-w4a4", "functional_calls-w8a8", "residual_blocks-excluded",
 )  # fmt: skip
 CASE = "conv_bn_relu_chain-w235"
@@ -69,7 +70,7 @@ def same_program(a: Program, b: Program) -> bool:
     return tensors and plain(a) == plain(b)
 
 
-# ------------------------------------------------------------------------------------------------- round trips
+# ----------------------------------------------------------------------------------------------- round trips
 @pytest.mark.parametrize("case", CASES)
 def test_round_trip(case: str, tmp_path: Path) -> None:
     save(program(case), tmp_path / "net.pq", {})
@@ -118,7 +119,7 @@ def test_loading_needs_no_python_model(saved: Path) -> None:
     assert done.stdout.split() == [hashlib.sha256(want.numpy().tobytes()).hexdigest(), "False"]
 
 
-# -------------------------------------------------------------------------------------------------- corruption
+# ------------------------------------------------------------------------------------------------ corruption
 def test_every_flipped_bit_is_noticed(saved: Path) -> None:
     good = saved.read_bytes()
     generator = torch.Generator().manual_seed(1)

@@ -31,7 +31,7 @@ def net_of(case: str, backend: str = "reference") -> Net:
     return Net(program(case), backend=backend, threads=1)
 
 
-# ------------------------------------------------------------------------------------------------------- calls
+# ----------------------------------------------------------------------------------------------------- calls
 def test_deployed_networks_are_close_to_the_float_ones() -> None:
     for name in ("residual_blocks", "pools_then_linear", "tokens", "called_twice"):
         want = module(name)(*inputs_of(name, 4, seed=70))
@@ -91,7 +91,7 @@ def test_batches_that_differ() -> None:
     sentence(caught, "2", "3")
 
 
-# ---------------------------------------------------------------------------------------------------- backends
+# -------------------------------------------------------------------------------------------------- backends
 @needs_cpu
 def test_auto_takes_the_cpu_and_says_so() -> None:
     net = Net(program(CASE))
@@ -136,7 +136,7 @@ def test_uncalibrated_models() -> None:
     sentence(caught)
 
 
-# ------------------------------------------------------------------------------------------------------- files
+# ----------------------------------------------------------------------------------------------------- files
 def test_save_and_load(tmp_path: Path) -> None:
     net = deploy(quantized(CASE), backend="reference")
     net.info["top1"] = 0.5
@@ -148,7 +148,7 @@ def test_save_and_load(tmp_path: Path) -> None:
         load(tmp_path / "none.pq")
 
 
-# -------------------------------------------------------------------------------------------------- figures
+# --------------------------------------------------------------------------------------------------- figures
 def test_sizes() -> None:
     net = net_of("residual_blocks-excluded")
     weights = {"0": 27 * 6, "2.conv1": 54 * 6, "3.conv2": 54 * 6, "6": 60}

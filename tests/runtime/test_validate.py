@@ -163,7 +163,8 @@ def test_wrong_values() -> None:
     _, op = first(given, "conv")
     h, w, c = given.values[op.output].shape
     wrong = (
-        Value("codes", (h, w)), Value("text", (h, w, c)), Value("codes", (h, w, 0)), Value("codes", (2**20, 2**20, c)),
+        Value("codes", (h, w)), Value("text", (h, w, c)), Value("codes", (h, w, 0)),
+        Value("codes", (2**20, 2**20, c)),
         Value("codes", (h, w, float(c))),
     )  # fmt: skip
     for value in wrong:
@@ -176,11 +177,12 @@ def test_wrong_values() -> None:
 def test_sums_that_may_overflow() -> None:
     taps = 70_000
     tensors = {
-        "weight": torch.zeros(1, taps // 4, dtype=torch.int32), "multiplier": torch.ones(1), "bias": torch.zeros(1),
+        "weight": torch.zeros(1, taps // 4, dtype=torch.int32), "multiplier": torch.ones(1),
+        "bias": torch.zeros(1),
     }  # fmt: skip
     attributes = {
-        "stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1, "kernel": (1, 1), "x_zero": 0,
-        "weight_bits": 8, "weight_signed": True,
+        "stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1, "kernel": (1, 1),
+        "x_zero": 0, "weight_bits": 8, "weight_signed": True,
     }  # fmt: skip
     conv = Op("conv", "long", ("x",), "y", attributes, tensors)
     values = {"x": Value("codes", (1, 1, taps)), "y": Value("float", (1,))}
