@@ -52,7 +52,10 @@ def main() -> None:
     for name, net in nets.items():
         scores = torch.cat([net(batch) for batch in images.split(BATCH)])
         sizes = net.sizes
-        rows[name] = _accuracy(target, scores, accepted) | {"bytes": sizes["weights"], "all_bytes": sizes["total"]}
+        rows[name] = _accuracy(target, scores, accepted) | {
+            "bytes": sizes["weights"],
+            "all_bytes": sizes["total"],
+        }
 
     def run_float() -> Tensor:
         with torch.no_grad():
@@ -66,7 +69,17 @@ def main() -> None:
     agreement = site_agreement(quantised["advanced"], nets["advanced"].program, images[:4])
     seconds = time.perf_counter() - begin
 
-    table = Table("network", "top-1", "top-5", "agreement", "logit error", "weight bytes", "of fp32", "all bytes", "images/s")
+    table = Table(
+        "network",
+        "top-1",
+        "top-5",
+        "agreement",
+        "logit error",
+        "weight bytes",
+        "of fp32",
+        "all bytes",
+        "images/s",
+    )
     for name, row in rows.items():
         table.add_row(
             name, *(f"{row[key]:.3f}" for key in ("top1", "top5", "agreement", "logit_error")), f"{row['bytes']:,}",
@@ -78,7 +91,9 @@ def main() -> None:
         f"{100 * (0.15 / len(accepted)) ** 0.5:.0f} points; images/s at batch {BATCH}, {torch.get_num_threads()} threads."
     )
     worst = min(agreement, key=lambda site: agreement[site])
-    console.print(f"integer against fake-quant, same input codes: worst site {worst}, {agreement[worst]:.6f} of codes equal.")
+    console.print(
+        f"integer against fake-quant, same input codes: worst site {worst}, {agreement[worst]:.6f} of codes equal."
+    )
     console.print(f"{seconds:.0f} s in all.")
     report = rows | {"integer_vs_fake_agreement": agreement[worst], "seconds": seconds, "n": len(accepted)}
     out = Path("build/demo.json")

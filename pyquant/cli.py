@@ -53,16 +53,37 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     c = add("quantize", _quantize, "Quantise a trained model and write one checkpoint.")
-    c.add_argument("model", help=f"a zoo name ({', '.join(zoo.names())}) or module:function that returns the trained model")
-    c.add_argument("--data", help="folder of images, .npz/.pt/.safetensors of inputs, or module:function; default: the zoo's own")
+    c.add_argument(
+        "model",
+        help=f"a zoo name ({', '.join(zoo.names())}) or module:function that returns the trained model",
+    )
+    c.add_argument(
+        "--data",
+        help="folder of images, .npz/.pt/.safetensors of inputs, or module:function; default: the zoo's own",
+    )
     c.add_argument("--output", "-o", required=True, help="checkpoint to write, such as model.pq")
-    c.add_argument("--recipe", default="advanced", help=f"{', '.join(RECIPES)}, or w4a8 and the like for fixed bits")
-    c.add_argument("--budget", type=float, default=0.13, help="bytes of weight codes over float32 weight bytes (default 0.13)")
-    c.add_argument("--joint", action="store_true", help="the paper's choices: activations as wide as the weights")
-    c.add_argument("--bits", action="append", default=[], metavar=SITE_BITS, help="pin a site; may be repeated")
-    c.add_argument("--exclude", action="append", default=[], metavar="SITE", help="leave a site float; may be repeated")
+    c.add_argument(
+        "--recipe", default="advanced", help=f"{', '.join(RECIPES)}, or w4a8 and the like for fixed bits"
+    )
+    c.add_argument(
+        "--budget",
+        type=float,
+        default=0.13,
+        help="bytes of weight codes over float32 weight bytes (default 0.13)",
+    )
+    c.add_argument(
+        "--joint", action="store_true", help="the paper's choices: activations as wide as the weights"
+    )
+    c.add_argument(
+        "--bits", action="append", default=[], metavar=SITE_BITS, help="pin a site; may be repeated"
+    )
+    c.add_argument(
+        "--exclude", action="append", default=[], metavar="SITE", help="leave a site float; may be repeated"
+    )
 
-    c = add("show", _show, "Show what is in a checkpoint: ops, bits, bytes, and the share that runs in integers.")
+    c = add(
+        "show", _show, "Show what is in a checkpoint: ops, bits, bytes, and the share that runs in integers."
+    )
     c.add_argument("checkpoint")
 
     c = add("evaluate", _evaluate, "Top-1, top-5 and agreement with the float model.")
@@ -199,7 +220,9 @@ def _entry(text: str) -> Any:
     try:
         made = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise DataError(f"{text!r} could not be imported: {error}; write module:function, importable from here.") from error
+        raise DataError(
+            f"{text!r} could not be imported: {error}; write module:function, importable from here."
+        ) from error
     finally:
         sys.path.pop(0)
     return made()
@@ -208,14 +231,18 @@ def _entry(text: str) -> Any:
 def _load_model(name: str) -> torch.nn.Module:
     model = _entry(name) if ":" in name else zoo.load(name)
     if not isinstance(model, torch.nn.Module):
-        raise DataError(f"{name!r} returned a {type(model).__name__}; it must return the trained torch.nn.Module.")
+        raise DataError(
+            f"{name!r} returned a {type(model).__name__}; it must return the trained torch.nn.Module."
+        )
     return model
 
 
 def _load_data(source: str | None, model: str) -> Any:
     if source is None:
         if ":" in model:
-            raise DataError(f"the model {model!r} needs --data: a folder of images, a file of inputs, or module:function.")
+            raise DataError(
+                f"the model {model!r} needs --data: a folder of images, a file of inputs, or module:function."
+            )
         return zoo.calibration(model)
     return _entry(source) if ":" in source else read_batches(Path(source))
 

@@ -30,14 +30,29 @@ def read_batches(path: Path) -> list[Tensor]:
     if path.is_dir():
         return _read_images(path)
     if not path.is_file():
-        raise DataError(f"{str(path)!r} does not exist; give a folder of images or a .npz, .pt or .safetensors file.")
+        raise DataError(
+            f"{str(path)!r} does not exist; give a folder of images or a .npz, .pt or .safetensors file."
+        )
     readers = {".npz": _read_npz, ".pt": _read_pt, ".safetensors": _read_safetensors}
     if path.suffix not in readers:
-        raise DataError(f"{str(path)!r} is not a kind of data pyquant reads; give a folder of images or {', '.join(readers)}.")
+        raise DataError(
+            f"{str(path)!r} is not a kind of data pyquant reads; give a folder of images or {', '.join(readers)}."
+        )
     try:
         tensors = readers[path.suffix](path)
-    except (OSError, ValueError, EOFError, KeyError, RuntimeError, SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        raise DataError(f"{str(path)!r} could not be read as {path.suffix}: {str(error).splitlines()[0][:200]}") from error
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        RuntimeError,
+        SafetensorError,
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+    ) as error:
+        raise DataError(
+            f"{str(path)!r} could not be read as {path.suffix}: {str(error).splitlines()[0][:200]}"
+        ) from error
     if not tensors:
         raise DataError(f"{str(path)!r} holds no tensors.")
     return tensors
@@ -46,7 +61,9 @@ def read_batches(path: Path) -> list[Tensor]:
 def _read_images(folder: Path) -> list[Tensor]:
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise DataError(f"the folder {str(folder)!r} has no images; it needs files ending in {', '.join(IMAGE_SUFFIXES)}.")
+        raise DataError(
+            f"the folder {str(folder)!r} has no images; it needs files ending in {', '.join(IMAGE_SUFFIXES)}."
+        )
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
@@ -59,7 +76,9 @@ def _read_images(folder: Path) -> list[Tensor]:
             with Image.open(file) as image:
                 images.append(preprocess(image)[None])
         except (UnidentifiedImageError, OSError) as error:
-            raise DataError(f"{str(file)!r} is not a readable image; remove it or convert it to PNG.") from error
+            raise DataError(
+                f"{str(file)!r} is not a readable image; remove it or convert it to PNG."
+            ) from error
     return images
 
 
@@ -70,7 +89,9 @@ def _read_npz(path: Path) -> list[Tensor]:
 
 def _read_pt(path: Path) -> list[Tensor]:
     item = torch.load(path, weights_only=True)
-    items = list(item.values()) if isinstance(item, dict) else item if isinstance(item, list | tuple) else [item]
+    items = (
+        list(item.values()) if isinstance(item, dict) else item if isinstance(item, list | tuple) else [item]
+    )
     return [value for value in items if isinstance(value, Tensor)]
 
 

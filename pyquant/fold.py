@@ -28,7 +28,11 @@ def fold(graph: Graph, state: dict[str, Tensor]) -> tuple[Graph, dict[str, Tenso
         The new graph, its state, and site -> :class:`Norm` for every batch normalisation folded.
     """
     graph = _fold_pads(graph)
-    folded = {n.name: graph.by_name[n.inputs[0]] for n in graph.nodes if n.op == "batch_norm" and _foldable(graph, n)}
+    folded = {
+        n.name: graph.by_name[n.inputs[0]]
+        for n in graph.nodes
+        if n.op == "batch_norm" and _foldable(graph, n)
+    }
     alias = {norm: site.name for norm, site in folded.items()}
     norms: dict[str, Norm] = {}
     new_state: dict[str, Tensor] = {}
@@ -39,7 +43,9 @@ def fold(graph: Graph, state: dict[str, Tensor]) -> tuple[Graph, dict[str, Tenso
         node = replace(node, inputs=tuple(alias.get(name, name) for name in node.inputs))
         if node.op in SITE_OPS:
             weight = state[node.params["weight"]].float()
-            bias = state[node.params["bias"]].float() if "bias" in node.params else torch.zeros(weight.shape[0])
+            bias = (
+                state[node.params["bias"]].float() if "bias" in node.params else torch.zeros(weight.shape[0])
+            )
             norm = next((graph.by_name[n] for n, site in alias.items() if site == node.name), None)
             if norm is not None:
                 weight, bias, norms[node.name] = _fold_norm(norm, state, weight, bias)
@@ -54,10 +60,16 @@ def fold(graph: Graph, state: dict[str, Tensor]) -> tuple[Graph, dict[str, Tenso
 
 def _foldable(graph: Graph, norm: Node) -> bool:
     before = graph.by_name[norm.inputs[0]]
-    return before.op in SITE_OPS and graph.only_consumer(before.name) is norm and (before.op == "conv2d" or len(norm.shape or ()) == 1)
+    return (
+        before.op in SITE_OPS
+        and graph.only_consumer(before.name) is norm
+        and (before.op == "conv2d" or len(norm.shape or ()) == 1)
+    )
 
 
-def _fold_norm(norm: Node, state: dict[str, Tensor], weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Norm]:
+def _fold_norm(
+    norm: Node, state: dict[str, Tensor], weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Norm]:
     """``BN(W x + b) = (g / std) W x + (b - mean) g / std + beta``, computed in float64."""
     mean, var = state[norm.params["mean"]].double(), state[norm.params["var"]].double()
     gamma = state[norm.params["weight"]].double() if "weight" in norm.params else torch.ones_like(mean)

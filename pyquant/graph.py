@@ -70,8 +70,10 @@ class Graph:
             SiteError: there is no such site; the message lists near names.
         """
         if name not in self.sites:
-            near = [s for s in self.sites if name.split(".")[-1] in s][:4] or list(self.sites[:4])
-            raise SiteError(f"site {name!r} does not exist in this model of {len(self.sites)} sites; near names: {', '.join(near)}.")
+            near = [s for s in self.sites if name.rsplit(".", maxsplit=1)[-1] in s][:4] or list(self.sites[:4])
+            raise SiteError(
+                f"site {name!r} does not exist in this model of {len(self.sites)} sites; near names: {', '.join(near)}."
+            )
         return self.by_name[name]
 
     def only_consumer(self, name: str) -> Node | None:
@@ -169,5 +171,7 @@ def logits(graph: Graph, view: View, inputs: Iterable[Tensor]) -> Tensor:
         DataError: the network has several outputs.
     """
     if len(graph.outputs) != 1:
-        raise DataError(f"this step compares one output, and the network has {len(graph.outputs)}; wrap it to return one tensor.")
+        raise DataError(
+            f"this step compares one output, and the network has {len(graph.outputs)}; wrap it to return one tensor."
+        )
     return run(graph, view, inputs)[graph.outputs[0]]

@@ -35,13 +35,27 @@ class Grid:
     symmetric: bool | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not MIN_BITS <= self.bits <= MAX_BITS:
-            raise GridError(f"bits={self.bits!r} is not a width pyquant has; use a whole number from {MIN_BITS} to {MAX_BITS}.")
+        if (
+            isinstance(self.bits, bool)
+            or not isinstance(self.bits, int)
+            or not MIN_BITS <= self.bits <= MAX_BITS
+        ):
+            raise GridError(
+                f"bits={self.bits!r} is not a width pyquant has; use a whole number from {MIN_BITS} to {MAX_BITS}."
+            )
         if self.group_size is not None:
-            if isinstance(self.group_size, bool) or not isinstance(self.group_size, int) or self.group_size < 1:
-                raise GridError(f"group_size={self.group_size!r} is not a group; use a positive whole number or None.")
+            if (
+                isinstance(self.group_size, bool)
+                or not isinstance(self.group_size, int)
+                or self.group_size < 1
+            ):
+                raise GridError(
+                    f"group_size={self.group_size!r} is not a group; use a positive whole number or None."
+                )
             if self.axis != 0:
-                raise GridError(f"group_size={self.group_size} with axis={self.axis} has no meaning; use axis=0.")
+                raise GridError(
+                    f"group_size={self.group_size} with axis={self.axis} has no meaning; use axis=0."
+                )
         if self.symmetric is None:
             object.__setattr__(self, "symmetric", self.signed)
 

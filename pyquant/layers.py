@@ -18,7 +18,20 @@ from pyquant.errors import CaptureError
 # One-input elementwise functions: a table of 256 codes computes each of them exactly.
 UNARY = frozenset(
     f"aten.{name}.default"
-    for name in ("silu", "sigmoid", "tanh", "gelu", "hardswish", "hardsigmoid", "elu", "leaky_relu", "softplus", "mish", "neg", "abs")
+    for name in (
+        "silu",
+        "sigmoid",
+        "tanh",
+        "gelu",
+        "hardswish",
+        "hardsigmoid",
+        "elu",
+        "leaky_relu",
+        "softplus",
+        "mish",
+        "neg",
+        "abs",
+    )
 )
 # Pure functions of tensors with JSON arguments: all that a checkpoint may ask torch to run.
 FLOAT_TARGETS = UNARY | frozenset(
@@ -50,14 +63,18 @@ def resolve(target: str) -> Any:
         CaptureError: the name is not whitelisted.
     """
     if target not in FLOAT_TARGETS:
-        raise CaptureError(f"{target} is not an operation pyquant runs; it has {len(FLOAT_TARGETS)} whitelisted ATen names.")
+        raise CaptureError(
+            f"{target} is not an operation pyquant runs; it has {len(FLOAT_TARGETS)} whitelisted ATen names."
+        )
     if target == "aten.getitem":
         return lambda values, index: values[index]
     name, overload = target.removeprefix("aten.").split(".")
     return getattr(getattr(torch.ops.aten, name), overload)
 
 
-def call_aten(target: str, args: Sequence[Any], kwargs: Mapping[str, Any], inputs: Sequence[Any], batch: int) -> Any:
+def call_aten(
+    target: str, args: Sequence[Any], kwargs: Mapping[str, Any], inputs: Sequence[Any], batch: int
+) -> Any:
     """Run a whitelisted op whose arguments are JSON.
 
     Args:
@@ -86,7 +103,9 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, attrs: Mapping[str, A
     return F.conv2d(x, weight, bias, attrs["stride"], padding, attrs["dilation"], attrs["groups"])
 
 
-def evaluate(op: str, attrs: Mapping[str, Any], inputs: Sequence[Any], params: Mapping[str, Tensor], batch: int) -> Any:
+def evaluate(
+    op: str, attrs: Mapping[str, Any], inputs: Sequence[Any], params: Mapping[str, Tensor], batch: int
+) -> Any:
     """Compute one node.
 
     Args:

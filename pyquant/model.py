@@ -103,7 +103,9 @@ def prepare(
     weights = Grid(8, axis=0) if weights is None else weights
     inputs = Grid(8, signed=False) if inputs is None else inputs
     if inputs.axis is not None or inputs.signed:
-        raise DataError(f"activations need a per-tensor unsigned grid, and {inputs} was given; use Grid(bits, signed=False).")
+        raise DataError(
+            f"activations need a per-tensor unsigned grid, and {inputs} was given; use Grid(bits, signed=False)."
+        )
     graph, state, norms = fold(*capture(model, example))
     for site in (*exclude, *(bits or {})):
         graph.site(site)
@@ -111,8 +113,12 @@ def prepare(
     if not graph.sites:
         raise SiteError("the model has no convolution or linear layer left to quantise.")
     for site in graph.sites:
-        if not bool(torch.isfinite(state[f"{site}.weight"]).all() and torch.isfinite(state[f"{site}.bias"]).all()):
-            raise DataError(f"site {site!r} has NaN or infinite weights after batch normalisation was folded; repair the model.")
+        if not bool(
+            torch.isfinite(state[f"{site}.weight"]).all() and torch.isfinite(state[f"{site}.bias"]).all()
+        ):
+            raise DataError(
+                f"site {site!r} has NaN or infinite weights after batch normalisation was folded; repair the model."
+            )
         if weights.group_size is not None:
             weights.scale_shape(tuple(state[f"{site}.weight"].shape))
     plan = Plan({site: SiteGrids(weights, inputs) for site in graph.sites})
@@ -121,14 +127,18 @@ def prepare(
 
 def with_bits(plan: Plan, bits: Mapping[str, tuple[int, int]]) -> Plan:
     """The plan with other (weight bits, input bits) for some sites."""
-    return plan.replace({s: SiteGrids(plan[s].weight.with_bits(w), plan[s].input.with_bits(a)) for s, (w, a) in bits.items()})
+    return plan.replace(
+        {s: SiteGrids(plan[s].weight.with_bits(w), plan[s].input.with_bits(a)) for s, (w, a) in bits.items()}
+    )
 
 
 def _without_codes(graph: Graph) -> frozenset[str]:
     """Sites that read a value which codes ``(H, W, C)`` cannot hold channels last: a linear layer over maps."""
     ranks = {"conv2d": (3,), "linear": (1, 2)}
     shapes = {site: graph.by_name[graph.by_name[site].inputs[0]].shape or () for site in graph.sites}
-    return frozenset(site for site, shape in shapes.items() if len(shape) not in ranks[graph.by_name[site].op])
+    return frozenset(
+        site for site, shape in shapes.items() if len(shape) not in ranks[graph.by_name[site].op]
+    )
 
 
 def _exclude(graph: Graph, names: frozenset[str]) -> Graph:
@@ -176,7 +186,8 @@ def value_grids(q: QModel) -> dict[str, Grid]:
     shared.update(source(graph, name) for name in fed)
     any_grid = q.plan[graph.sites[0]].input
     grids = {
-        value: any_grid.with_bits(STORED_BITS if value in shared else max(g.bits for g in read)) for value, read in readers.items()
+        value: any_grid.with_bits(STORED_BITS if value in shared else max(g.bits for g in read))
+        for value, read in readers.items()
     }
     for site in graph.sites:
         if q.plan[site].input.bits != grids[source(graph, graph.by_name[site].inputs[0])].bits:
@@ -194,7 +205,11 @@ def with_ranges(q: QModel, method: str) -> QModel:
     """Place every activation grid of the plan on what was observed. The widest grids keep the full range."""
     ranges = {}
     for key, grid in value_grids(q).items():
-        value = key if key in q.observed else source(q.graph, q.graph.by_name[key.removesuffix(":input")].inputs[0])
+        value = (
+            key
+            if key in q.observed
+            else source(q.graph, q.graph.by_name[key.removesuffix(":input")].inputs[0])
+        )
         ranges[key] = choose_range(q.observed[value], grid, method)
     return replace(q, ranges=ranges)
 
@@ -203,7 +218,9 @@ def nearest_weights(q: QModel, site: str, grid: Grid) -> SiteWeights:
     """Round a site's float weight to the nearest code, on the grid of least squared error."""
     weight = q.state[f"{site}.weight"]
     qparams = weight_qparams(weight, grid)
-    return SiteWeights(quantize(weight, qparams.scale, qparams.zero_point, grid), qparams, q.state[f"{site}.bias"])
+    return SiteWeights(
+        quantize(weight, qparams.scale, qparams.zero_point, grid), qparams, q.state[f"{site}.bias"]
+    )
 
 
 class QuantView:
@@ -219,7 +236,9 @@ class QuantView:
         self.q = q
         self.sites = frozenset(q.graph.sites if sites is None else sites)
         self.grids = value_grids(q) if values else {}
-        self.cache = {site: q.weights[site].dequantized(q.plan[site].weight) for site in self.sites if site in q.weights}
+        self.cache = {
+            site: q.weights[site].dequantized(q.plan[site].weight) for site in self.sites if site in q.weights
+        }
 
     def params(self, node: Node) -> Mapping[str, Tensor]:
         """Dequantised weights of a site, float tensors of anything else."""

@@ -97,13 +97,17 @@ def gather(node: Node, x: Tensor, y: Tensor, kernel: tuple[int, int], turn: int 
         patches = F.unfold(padded, kernel, a["dilation"], 0, stride)
     b, _, l = patches.shape
     rows = patches.reshape(b, groups, -1, l).permute(1, 0, 3, 2).reshape(groups, b * l, -1)
-    return _sums(rows, target.flatten(2).reshape(b, groups, -1, l).permute(1, 0, 3, 2).reshape(groups, b * l, -1))
+    return _sums(
+        rows, target.flatten(2).reshape(b, groups, -1, l).permute(1, 0, 3, 2).reshape(groups, b * l, -1)
+    )
 
 
 def _sums(rows: Tensor, target: Tensor) -> Moments:
     """Moments of rows ``[G, R, K]`` and targets ``[G, R, n]``."""
     xq = torch.cat([rows, torch.ones(*rows.shape[:2], 1)], -1)
-    return Moments((xq.mT @ xq).double(), (target.mT @ xq).double(), target.double().square().sum(1), xq.shape[1])
+    return Moments(
+        (xq.mT @ xq).double(), (target.mT @ xq).double(), target.double().square().sum(1), xq.shape[1]
+    )
 
 
 def kernel_of(q: QModel, site: str) -> tuple[int, int]:
@@ -179,7 +183,9 @@ def walk(
     """
     batches = [(part, batch) for part, stream in enumerate(parts) for batch in stream]
     rows = sum(batch[0].shape[0] for _, batch in batches)
-    frontier: _Frontier = (_Held if _peak_bytes(q) * rows <= cache_bytes else _Recomputed)(q, [b for _, b in batches])
+    frontier: _Frontier = (_Held if _peak_bytes(q) * rows <= cache_bytes else _Recomputed)(
+        q, [b for _, b in batches]
+    )
     with torch.no_grad():
         for chain in _chains(q.graph):
             site = chain[0]
@@ -254,19 +260,29 @@ class _Held:
             if head.op not in SITE_OPS:
                 self._advance_float(q, chain, i)
             inputs = {name: self._read(q, i, name) for name in head.inputs}
-            value = batch[q.graph.inputs.index(head.name)] if head.op == "input" else compute(view, head, inputs, len(batch[0]))
+            value = (
+                batch[q.graph.inputs.index(head.name)]
+                if head.op == "input"
+                else compute(view, head, inputs, len(batch[0]))
+            )
             for node in chain[1:]:
                 value = compute(view, node, {node.inputs[0]: value}, len(batch[0]))
             # Fake-quantised already where it has a grid, so its codes are exact.
             coded = qparams is not None
-            self.quant_values[i][last] = quantize(value, qparams.scale, qparams.zero_point, self.grids[last]) if coded else value
+            self.quant_values[i][last] = (
+                quantize(value, qparams.scale, qparams.zero_point, self.grids[last]) if coded else value
+            )
             self._free(self.quant_values[i], head, last)
 
     def _advance_float(self, q: QModel, chain: Sequence[Node], i: int) -> Any:
         """Compute a chain of the float network; returns the head's value."""
         view, batch, values = FloatView(q.state), self.batches[i], self.float_values[i]
         head, last = chain[0], chain[-1].name
-        first = value = batch[q.graph.inputs.index(head.name)] if head.op == "input" else compute(view, head, values, len(batch[0]))
+        first = value = (
+            batch[q.graph.inputs.index(head.name)]
+            if head.op == "input"
+            else compute(view, head, values, len(batch[0]))
+        )
         for node in chain[1:]:
             value = compute(view, node, {node.inputs[0]: value}, len(batch[0]))
         values[last] = value
@@ -275,7 +291,11 @@ class _Held:
 
     def _read(self, q: QModel, i: int, name: str) -> Any:
         value, qparams = self.quant_values[i][name], q.ranges.get(name)
-        return value if qparams is None else dequantize(value, qparams.scale, qparams.zero_point, self.grids[name])
+        return (
+            value
+            if qparams is None
+            else dequantize(value, qparams.scale, qparams.zero_point, self.grids[name])
+        )
 
     def _free(self, values: dict[str, Any], head: Node, last: str) -> None:
         for name in set(head.inputs):

@@ -63,9 +63,13 @@ class Recipe:
         limits = {"budget": self.budget, "max_degradation": self.max_degradation}
         for name, value in limits.items():
             if value is not None and not (isinstance(value, int | float) and 0 < value < float("inf")):
-                raise BudgetError(f"{name}={value!r} makes no sense; give a positive number, such as 0.13 of the float32 bytes.")
+                raise BudgetError(
+                    f"{name}={value!r} makes no sense; give a positive number, such as 0.13 of the float32 bytes."
+                )
         if len(self.choices) > 1 and self.budget is None and self.max_degradation is None:
-            raise BudgetError("a recipe with several choices needs a budget (such as 0.13) or a max_degradation to choose by.")
+            raise BudgetError(
+                "a recipe with several choices needs a budget (such as 0.13) or a max_degradation to choose by."
+            )
 
     @staticmethod
     def light(budget: float = 0.13, input_bits: int | None = 8) -> Recipe:
@@ -90,7 +94,9 @@ class Recipe:
     @staticmethod
     def nearest(budget: float = 0.13, input_bits: int | None = 8) -> Recipe:
         """Round to nearest within a budget, nothing tuned: what the others are measured against."""
-        return Recipe("nearest", _choices((4, 8), input_bits), budget, learn=False, tune_norms=False, tune_biases=False)
+        return Recipe(
+            "nearest", _choices((4, 8), input_bits), budget, learn=False, tune_norms=False, tune_biases=False
+        )
 
 
 RECIPES: Mapping[str, Callable[..., Recipe]] = {
@@ -177,7 +183,9 @@ def quantize(
         bits, exclude, progress: as for :func:`quantize_model`.
         backend, threads: as for :func:`pyquant.runtime.net.deploy`.
     """
-    q = quantize_model(model, data, recipe or Recipe.advanced(), bits=bits, exclude=exclude, progress=progress)
+    q = quantize_model(
+        model, data, recipe or Recipe.advanced(), bits=bits, exclude=exclude, progress=progress
+    )
     return deploy(q, backend=backend, threads=threads)
 
 
@@ -188,17 +196,27 @@ def example_of(model: nn.Module, data: Any) -> tuple[Tensor, ...]:
         DataError: there is no first batch, or it holds too few tensors.
     """
     first = data[:1] if isinstance(data, Tensor) else next(iter(data), None)
-    names = [p.name for p in inspect.signature(model.forward).parameters.values() if p.default is p.empty and p.kind <= 1]
+    names = [
+        p.name
+        for p in inspect.signature(model.forward).parameters.values()
+        if p.default is p.empty and p.kind <= 1
+    ]
     if isinstance(first, Mapping):
         items = [first[name] for name in names if name in first]
     else:
         items = [first] if isinstance(first, Tensor) else list(first or ())[: len(names)]
-    if len(items) < len(names) or not all(isinstance(item, Tensor) and item.shape[:1].numel() for item in items):
-        raise DataError(f"the first batch does not give {type(model).__name__}.forward its {len(names)} inputs ({', '.join(names)}).")
+    if len(items) < len(names) or not all(
+        isinstance(item, Tensor) and item.shape[:1].numel() for item in items
+    ):
+        raise DataError(
+            f"the first batch does not give {type(model).__name__}.forward its {len(names)} inputs ({', '.join(names)})."
+        )
     return tuple(items)
 
 
-def examine(q: QModel, data: Any, recipe: Recipe, pins: Mapping[str, Bits], progress: Progress | None = None) -> Study:
+def examine(
+    q: QModel, data: Any, recipe: Recipe, pins: Mapping[str, Bits], progress: Progress | None = None
+) -> Study:
     """Calibrate, and measure every choice of every site where there is something to choose."""
     widest = max(recipe.choices)
     q = replace(q, plan=with_bits(q.plan, {site: pins.get(site, widest) for site in q.graph.sites}))
@@ -210,8 +228,14 @@ def examine(q: QModel, data: Any, recipe: Recipe, pins: Mapping[str, Bits], prog
     if recipe.learn:
         found = candidates(q, data, widths, progress=_stage(progress, "adaquant"))
     else:
-        found = {(s, w): nearest_weights(q, s, q.plan[s].weight.with_bits(w)) for s in q.graph.sites for w in widths[s]}
-    moved = sensitivity(q, data, choices, found, method=recipe.method, progress=_stage(progress, "sensitivity"))
+        found = {
+            (s, w): nearest_weights(q, s, q.plan[s].weight.with_bits(w))
+            for s in q.graph.sites
+            for w in widths[s]
+        }
+    moved = sensitivity(
+        q, data, choices, found, method=recipe.method, progress=_stage(progress, "sensitivity")
+    )
     return Study(q, found, moved)
 
 
@@ -225,7 +249,12 @@ def assemble(
         bits = {site: (c.weight_bits, c.input_bits) for site, c in chosen.choices.items()}
         weights = {site: study.found[site, w] for site, (w, _) in bits.items()}
         q = with_ranges(replace(q, plan=with_bits(q.plan, bits), weights=weights), recipe.method)
-        facts = {"status": chosen.status, "gap": chosen.gap, "binding": list(chosen.binding), "costs": dict(chosen.costs)}
+        facts = {
+            "status": chosen.status,
+            "gap": chosen.gap,
+            "binding": list(chosen.binding),
+            "costs": dict(chosen.costs),
+        }
         q = q.logged("allocate", degradation=chosen.degradation, **facts)
     if recipe.learn and (recipe.flow == "sequential" or len(recipe.choices) == 1):
         q = adaquant(q, data, flow=recipe.flow, progress=_stage(progress, "adaquant in order"))
@@ -240,7 +269,10 @@ def allocate(study: Study, recipe: Recipe) -> Allocation:
     """Solve for the bits of every site."""
     q = study.q
     table = {
-        site: [Choice(w, a, moved, {"weight_bytes": weight_bytes(q, site, w)}) for (w, a), moved in options.items()]
+        site: [
+            Choice(w, a, moved, {"weight_bytes": weight_bytes(q, site, w)})
+            for (w, a), moved in options.items()
+        ]
         for site, options in study.moved.items()
     }
     table = monotone(table)

@@ -44,10 +44,14 @@ def observe(batch: Tensor, name: str) -> Observation:
     """
     lows, highs = batch.flatten(1).amin(1), batch.flatten(1).amax(1)
     if not bool(torch.isfinite(lows).all() and torch.isfinite(highs).all()):
-        raise DataError(f"the value {name!r} has NaN or infinite elements on the calibration data; check the data and the model's weights.")
+        raise DataError(
+            f"the value {name!r} has NaN or infinite elements on the calibration data; check the data and the model's weights."
+        )
     # An odd stride walks through all channels and positions.
     sample = batch.flatten()[:: max(1, -(-batch.numel() // _SAMPLE)) | 1].float().clone()
-    return Observation(lows.min().item(), highs.max().item(), lows.mean().item(), highs.mean().item(), len(lows), sample)
+    return Observation(
+        lows.min().item(), highs.max().item(), lows.mean().item(), highs.mean().item(), len(lows), sample
+    )
 
 
 def merge(a: Observation, b: Observation) -> Observation:
@@ -85,7 +89,13 @@ def choose_range(seen: Observation, grid: Grid, method: str) -> QParams:
     x = seen.sample
     for shrink in _SHRINK:
         candidate = affine_qparams(low * shrink, high * shrink, grid)
-        error = (fake_quantize(x, candidate.scale, candidate.zero_point, grid.qmin, grid.qmax) - x).double().square().sum().item()
+        error = (
+            (fake_quantize(x, candidate.scale, candidate.zero_point, grid.qmin, grid.qmax) - x)
+            .double()
+            .square()
+            .sum()
+            .item()
+        )
         if error < best_error:
             best, best_error = candidate, error
     return best
@@ -100,7 +110,9 @@ def affine_qparams(low: Tensor, high: Tensor, grid: Grid) -> QParams:
         zero = torch.full_like(scale, middle)
     else:
         scale = (high - low) / (grid.qmax - grid.qmin)
-        zero = torch.where(scale > 0, grid.qmin - low / scale.clamp(min=1e-300), torch.zeros(()).double()).round()
+        zero = torch.where(
+            scale > 0, grid.qmin - low / scale.clamp(min=1e-300), torch.zeros(()).double()
+        ).round()
         zero = zero.clamp(grid.qmin, grid.qmax)
     return QParams(usable_scale(scale), zero.float())
 
@@ -134,7 +146,8 @@ def weight_qparams(weight: Tensor, grid: Grid, importance: Tensor | None = None)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best = QParams(
-            torch.where(better, candidate.scale, best.scale), torch.where(better, candidate.zero_point, best.zero_point)
+            torch.where(better, candidate.scale, best.scale),
+            torch.where(better, candidate.zero_point, best.zero_point),
         )
     shape = grid.scale_shape(tuple(weight.shape))
     return QParams(best.scale.reshape(shape), best.zero_point.reshape(shape))
@@ -146,9 +159,15 @@ def _rows(weight: Tensor, grid: Grid) -> Tensor:
         return weight.reshape(1, -1)
     if grid.axis != 0:
         raise DataError(f"weight grids lie along axis 0, the output channels; axis={grid.axis} was given.")
-    return weight.reshape(weight.shape[0], -1) if grid.group_size is None else weight.reshape(-1, grid.group_size)
+    return (
+        weight.reshape(weight.shape[0], -1)
+        if grid.group_size is None
+        else weight.reshape(-1, grid.group_size)
+    )
 
 
 def spread_qparams(qparams: QParams, grid: Grid, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Scale and zero point shaped to broadcast over a tensor of ``shape``."""
-    return spread(qparams.scale, shape, grid.axis, grid.group_size), spread(qparams.zero_point, shape, grid.axis, grid.group_size)
+    return spread(qparams.scale, shape, grid.axis, grid.group_size), spread(
+        qparams.zero_point, shape, grid.axis, grid.group_size
+    )

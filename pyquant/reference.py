@@ -15,7 +15,9 @@ from pyquant.errors import ShapeError
 
 
 # ---------------------------------------------------------------------------------------------------------------- the grid
-def spread(param: Tensor, shape: torch.Size | tuple[int, ...], axis: int | None, group_size: int | None) -> Tensor:
+def spread(
+    param: Tensor, shape: torch.Size | tuple[int, ...], axis: int | None, group_size: int | None
+) -> Tensor:
     """Shape a scale or zero point so that it broadcasts over a tensor of ``shape``.
 
     Args:
@@ -142,7 +144,17 @@ def affine(acc: Tensor, multiplier: Tensor, bias: Tensor) -> Tensor:
     return acc.to(torch.int32).float() * multiplier + bias
 
 
-def add(a: Tensor, a_zero: int, a_scale: float, b: Tensor, b_zero: int, b_scale: float, y_zero: int, low: int, high: int) -> Tensor:
+def add(
+    a: Tensor,
+    a_zero: int,
+    a_scale: float,
+    b: Tensor,
+    b_zero: int,
+    b_scale: float,
+    y_zero: int,
+    low: int,
+    high: int,
+) -> Tensor:
     """Add two tensors of uint8 codes: ``round((qa - za) ma + (qb - zb) mb) + zy``, with ``m = s / s_y`` in float32."""
     left = (a.float() - a_zero) * torch.tensor(a_scale, dtype=torch.float32)
     right = (b.float() - b_zero) * torch.tensor(b_scale, dtype=torch.float32)
@@ -150,7 +162,14 @@ def add(a: Tensor, a_zero: int, a_scale: float, b: Tensor, b_zero: int, b_scale:
 
 
 def avg_pool(
-    x: Tensor, x_zero: int, multiplier: float, y_zero: int, low: int, high: int, window: tuple[int, int], stride: tuple[int, int]
+    x: Tensor,
+    x_zero: int,
+    multiplier: float,
+    y_zero: int,
+    low: int,
+    high: int,
+    window: tuple[int, int],
+    stride: tuple[int, int],
 ) -> Tensor:
     """Average pooling without padding over ``[B, H, W, C]`` codes: int32 sum, then the epilogue with ``m = s_x / (s_y |window|)``."""
     nchw = x.double().permute(0, 3, 1, 2) - x_zero
@@ -167,7 +186,9 @@ def max_pool(
     nchw = F.pad(x.double().permute(0, 3, 1, 2), (left, right, top, bottom), value=-1.0)
     pooled = F.max_pool2d(nchw, window, stride)
     if bool((pooled < 0).any()):
-        raise ShapeError(f"max_pool window {window} with padding {padding} has outputs that see padding only; use less padding.")
+        raise ShapeError(
+            f"max_pool window {window} with padding {padding} has outputs that see padding only; use less padding."
+        )
     return pooled.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
 
 

@@ -88,7 +88,9 @@ def regions(graph: Graph) -> Regions:
             wanted.update(node.inputs)
     quantized = {source(graph, name) for name in wanted}
     order = {node.name: groups[node.name] for node in graph.nodes if node.name in groups}
-    return Regions(order, frozenset(integer), tuple(node.name for node in graph.nodes if node.name in quantized))
+    return Regions(
+        order, frozenset(integer), tuple(node.name for node in graph.nodes if node.name in quantized)
+    )
 
 
 def _is_map(node: Node) -> bool:
@@ -102,7 +104,9 @@ def _has_integer_form(graph: Graph, node: Node) -> bool:
         before = graph.by_name[node.inputs[0]]
         # Codes of a flattened map are in the order (H, W, C), which the columns of a linear layer follow and nothing else does.
         reordered = _is_map(before) and (before.shape or ())[1:] != (1, 1)
-        sites_only = node.name not in graph.outputs and all(user.op == "linear" for user in graph.consumers[node.name])
+        sites_only = node.name not in graph.outputs and all(
+            user.op == "linear" for user in graph.consumers[node.name]
+        )
         return _has_rows(before) and (sites_only or not reordered)
     return node.op in LOOKUP_OPS and _has_rows(node)
 

@@ -79,7 +79,12 @@ BAD = {
     "scalar": ([torch.zeros(())], Graph((Node("s", "input", shape=()),), ("s",), ()), ShapeError, r"\[B\]"),
     "bytes": (rows(3).byte(), ONE, DTypeError, "uint8.*normalised"),
     "integers": (rows(3).long(), ONE, DTypeError, "int64.*torch.float32"),
-    "floats_for_ids": ([(rows(2), ids(2).float())], TWO, DTypeError, "'ids' is torch.float32; give torch.int64"),
+    "floats_for_ids": (
+        [(rows(2), ids(2).float())],
+        TWO,
+        DTypeError,
+        "'ids' is torch.float32; give torch.int64",
+    ),
     "complex": (rows(3).to(torch.complex64), ONE, DTypeError, "complex64"),
     "nan": ([rows(3), NAN], ONE, DataError, "batch 1.*'x'.*NaN"),
     "infinite": (INF, ONE, DataError, "batch 0.*infinite"),

@@ -81,7 +81,11 @@ def test_a_prefix_is_not_computed_again():
     seen = []
     start = {"sum": torch.ones(1, 1, 2, 2)}
     values = run(
-        DIAMOND, FloatView(STATE), [torch.ones(1, 1, 2, 2)], start=start, on_value=lambda n, v: seen.append(n.name)
+        DIAMOND,
+        FloatView(STATE),
+        [torch.ones(1, 1, 2, 2)],
+        start=start,
+        on_value=lambda n, v: seen.append(n.name),
     )
     assert "sum" not in seen and "body.conv2" in seen
     assert values["body.conv2"].unique().tolist() == [-2.0]

@@ -28,12 +28,30 @@ FLOORS = [
     ("pyquant.errors", "pyquant.kernels", "pyquant._C"),
 ]
 FLOOR = {name: depth for depth, names in enumerate(FLOORS) for name in names}
-VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "base", "core", "manager", "legacy", "v2", "tools"}
+VAGUE = {
+    "utils",
+    "util",
+    "helpers",
+    "helper",
+    "common",
+    "misc",
+    "base",
+    "core",
+    "manager",
+    "legacy",
+    "v2",
+    "tools",
+}
 MAY_PRINT = {"pyquant.cli", "pyquant.zoo.train_resnet20"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 NATIVE = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cuh", ".cpp", ".cu", ".c"})
-ALL_PYTHON = [*SOURCES, *KERNELS, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "bench").rglob("*.py"))]
+ALL_PYTHON = [
+    *SOURCES,
+    *KERNELS,
+    *sorted((ROOT / "tests").rglob("*.py")),
+    *sorted((ROOT / "bench").rglob("*.py")),
+]
 
 
 def label(path):
@@ -50,7 +68,9 @@ def imports(tree, module, is_package=False):
     known = {module_name(path) for path in SOURCES} | {"pyquant._C", "pyquant.kernels"}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] in ("pyquant", "kernels"))
+            yield from (
+                alias.name for alias in node.names if alias.name.split(".")[0] in ("pyquant", "kernels")
+            )
         elif isinstance(node, ast.ImportFrom):
             parent = ""
             if node.level:
@@ -182,7 +202,12 @@ print("fine")
 
 def test_the_package_imports_and_works_without_extension_and_triton(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT], capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False
+        [sys.executable, "-c", WITHOUT],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "fine"

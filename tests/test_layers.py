@@ -15,7 +15,9 @@ def data(*shape, seed=0):
 
 
 @pytest.mark.parametrize("padding", [(0, 0, 0, 0), (1, 2, 1, 2), (0, 0, 1, 1), (2, 0, 1, 3)])
-@pytest.mark.parametrize(("groups", "stride", "dilation"), [(1, (1, 1), (1, 1)), (3, (2, 1), (1, 2)), (6, (2, 2), (1, 1))])
+@pytest.mark.parametrize(
+    ("groups", "stride", "dilation"), [(1, (1, 1), (1, 1)), (3, (2, 1), (1, 2)), (6, (2, 2), (1, 1))]
+)
 def test_convolution_pads_top_left_bottom_right(padding, groups, stride, dilation):
     x, weight, bias = data(2, 6, 9, 8), data(12, 6 // groups, 3, 3, seed=1), data(12, seed=2)
     top, left, bottom, right = padding
@@ -48,7 +50,8 @@ def test_padding_order_is_torchs():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "expected"), [(0.0, None, [0, 0.5, 9]), (None, 6.0, [-1, 0.5, 6]), (0.0, 6.0, [0, 0.5, 6])]
+    ("low", "high", "expected"),
+    [(0.0, None, [0, 0.5, 9]), (None, 6.0, [-1, 0.5, 6]), (0.0, 6.0, [0, 0.5, 6])],
 )
 def test_clamp(low, high, expected):
     got = evaluate("clamp", {"low": low, "high": high}, [torch.tensor([-1.0, 0.5, 9.0])], {}, 1)
@@ -71,7 +74,15 @@ def test_every_whitelisted_name_exists(target):
 
 @pytest.mark.parametrize(
     "target",
-    ["aten.fft_fft.default", "os.system", "aten.add", "aten.from_file.default", "__import__", "aten.relu_.default", ""],
+    [
+        "aten.fft_fft.default",
+        "os.system",
+        "aten.add",
+        "aten.from_file.default",
+        "__import__",
+        "aten.relu_.default",
+        "",
+    ],
 )
 def test_no_other_name_is_run(target):
     with pytest.raises(CaptureError, match="whitelisted"):
@@ -86,7 +97,9 @@ def test_lookups_are_elementwise(target):
     for place in range(15):
         others = data(3, 5, seed=9).float()
         others.view(-1)[place] = x.view(-1)[place]
-        assert torch.equal(call_aten(target, [{"input": 0}], {}, [others], 3).view(-1)[place], whole.view(-1)[place])
+        assert torch.equal(
+            call_aten(target, [{"input": 0}], {}, [others], 3).view(-1)[place], whole.view(-1)[place]
+        )
 
 
 def test_arguments_survive_json():
@@ -95,4 +108,6 @@ def test_arguments_survive_json():
     to = json.loads(json.dumps([{"input": 0}, {"dtype": "int64"}]))
     assert call_aten("aten.to.dtype", to, {}, [torch.tensor([1.5])], 1).dtype == torch.int64
     cat = [[{"input": 1}, {"input": 0}], 1]
-    assert call_aten("aten.cat.default", cat, {}, [torch.zeros(1, 1), torch.ones(1, 1)], 1).tolist() == [[1.0, 0.0]]
+    assert call_aten("aten.cat.default", cat, {}, [torch.zeros(1, 1), torch.ones(1, 1)], 1).tolist() == [
+        [1.0, 0.0]
+    ]

@@ -117,7 +117,9 @@ def test_a_value_only_sites_read_has_the_widest_of_their_grids(prepared):
 
 
 def test_four_bit_sites_beside_residual_adds_round_their_own_input(prepared):
-    q = with_plan(prepared("inverted_bottleneck"), {s: (4, 4) for s in prepared("inverted_bottleneck").graph.sites})
+    q = with_plan(
+        prepared("inverted_bottleneck"), dict.fromkeys(prepared("inverted_bottleneck").graph.sites, (4, 4))
+    )
     grids = value_grids(q)
     shared, alone = q.graph.by_name["expand"].inputs[0], q.graph.by_name["depthwise"].inputs[0]
     assert grids[shared].bits == 8 and grids["expand:input"].bits == 4
@@ -149,7 +151,9 @@ def test_ranges_follow_the_plan(prepared):
 
 # --------------------------------------------------------------------------------------------------- the quantised view
 def test_the_quantised_view_by_hand(prepared):
-    q = calibrate(with_plan(prepared("called_twice"), {"conv": (4, 4), "conv@1": (3, 5)}), [inputs("called_twice", 4)])
+    q = calibrate(
+        with_plan(prepared("called_twice"), {"conv": (4, 4), "conv@1": (3, 5)}), [inputs("called_twice", 4)]
+    )
     x = inputs("called_twice", 2)[0]
     first, second = (q.weights[s] for s in ("conv", "conv@1"))
     relu = q.graph.by_name["conv@1"].inputs[0]
@@ -158,7 +162,9 @@ def test_the_quantised_view_by_hand(prepared):
         return fake_quantize(value, q.ranges[key].scale, q.ranges[key].zero_point, 0, 2**bits - 1)
 
     def real(site, weights):
-        scale, zero = (spread(p, (3, 3, 3, 3), 0, None) for p in (weights.qparams.scale, weights.qparams.zero_point))
+        scale, zero = (
+            spread(p, (3, 3, 3, 3), 0, None) for p in (weights.qparams.scale, weights.qparams.zero_point)
+        )
         return (weights.codes.float() - zero) * scale
 
     y = nn.functional.conv2d(rounded(x, "x", 4), real("conv", first), first.bias, padding=1).relu()
@@ -176,13 +182,18 @@ def test_only_the_sites_asked_for_are_quantised(prepared):
     assert not torch.equal(one["conv"], run(q.graph, FloatView(q.state), x, keep=["conv"])["conv"])
 
 
-@pytest.mark.parametrize("grid", [Grid(4, axis=0), Grid(3, axis=0, symmetric=False), Grid(4, axis=0, group_size=9)])
+@pytest.mark.parametrize(
+    "grid", [Grid(4, axis=0), Grid(3, axis=0, symmetric=False), Grid(4, axis=0, group_size=9)]
+)
 def test_nearest_weights(prepared, grid):
     q = prepared("called_twice")
     weights = nearest_weights(q, "conv", grid)
     assert weights.codes.dtype == grid.code_dtype and weights.codes.shape == (3, 3, 3, 3)
     assert weights.codes.min() >= grid.qmin and weights.codes.max() <= grid.qmax
-    scale, zero = (spread(p, (3, 3, 3, 3), 0, grid.group_size) for p in (weights.qparams.scale, weights.qparams.zero_point))
+    scale, zero = (
+        spread(p, (3, 3, 3, 3), 0, grid.group_size)
+        for p in (weights.qparams.scale, weights.qparams.zero_point)
+    )
     weight = q.state["conv.weight"]
     inside = (weight / scale + zero > grid.qmin) & (weight / scale + zero < grid.qmax)
     distance = (weights.dequantized(grid) - weight).abs()

@@ -23,7 +23,12 @@ FLOAT32 = 1600 * 2.0**-24
 
 
 def attributes(stride=1, padding=(0, 0, 0, 0), dilation=1, groups=1):
-    return {"stride": (stride, stride), "padding": padding, "dilation": (dilation, dilation), "groups": groups}
+    return {
+        "stride": (stride, stride),
+        "padding": padding,
+        "dilation": (dilation, dilation),
+        "groups": groups,
+    }
 
 
 CONVOLUTIONS = {
@@ -61,7 +66,9 @@ def patches(x, weight_shape, attrs, turn):
         rows.append(
             torch.stack(
                 [
-                    of_group[b, :, i * s : i * s + d * (kh - 1) + 1 : d, j * s : j * s + d * (kw - 1) + 1 : d].flatten()
+                    of_group[
+                        b, :, i * s : i * s + d * (kh - 1) + 1 : d, j * s : j * s + d * (kw - 1) + 1 : d
+                    ].flatten()
                     for b in range(x.shape[0])
                     for i, j in at
                 ]
@@ -107,10 +114,14 @@ def test_turns_look_at_every_position_of_a_large_map():
     _, weight_shape, attrs = CONVOLUTIONS["large_map"]
     every = thin_out((25, 23))
     assert every == 3 and thin_out((11, 11)) == 1 and thin_out((1, 1)) == 1
-    seen = [at for turn in range(every**2) for at in patches(random(1, 2, 25, 23), weight_shape, attrs, turn)[1]]
+    seen = [
+        at for turn in range(every**2) for at in patches(random(1, 2, 25, 23), weight_shape, attrs, turn)[1]
+    ]
     assert sorted(seen) == [(i, j) for i in range(25) for j in range(23)]
     found = [
-        gather(Node("s", "conv2d", ("x",), attrs), random(1, 2, 25, 23), random(1, 3, 25, 23), (3, 3), turn).rows
+        gather(
+            Node("s", "conv2d", ("x",), attrs), random(1, 2, 25, 23), random(1, 3, 25, 23), (3, 3), turn
+        ).rows
         for turn in range(every**2)
     ]
     assert sum(found) == 25 * 23
@@ -167,7 +178,10 @@ def test_centred_moments_are_covariances():
 def test_moments_add_up():
     node = Node("site", "linear", ("x",))
     x, y = random(10, 3), random(10, 2, seed=1)
-    whole, parts = gather(node, x, y, (1, 1)), gather(node, x[:4], y[:4], (1, 1)) + gather(node, x[4:], y[4:], (1, 1))
+    whole, parts = (
+        gather(node, x, y, (1, 1)),
+        gather(node, x[:4], y[:4], (1, 1)) + gather(node, x[4:], y[4:], (1, 1)),
+    )
     assert parts.rows == whole.rows == 10
     assert (parts.h - whole.h).abs().max() <= FLOAT32 * whole.h.abs().max()
     assert (parts.t - whole.t).abs().max() <= FLOAT32 * 40
@@ -223,7 +237,9 @@ def walked(q, parts, cache_bytes):
 @pytest.mark.parametrize("network", ["resnet", "two_inputs"])
 def test_held_and_recomputed_frontiers_give_the_same_bytes(network, request):
     q, batches = request.getfixturevalue(network)
-    (held, first), (recomputed, second) = (walked(q, (batches[:2], batches[2:]), size) for size in (1 << 30, 0))
+    (held, first), (recomputed, second) = (
+        walked(q, (batches[:2], batches[2:]), size) for size in (1 << 30, 0)
+    )
     assert list(first) == list(second) == list(q.graph.sites)
     for site in q.graph.sites:
         assert len(first[site]) == len(second[site]) == 2
@@ -270,7 +286,9 @@ def test_site_groups_keep_the_order_and_the_budget(resnet):
     assert site_groups(q, 1 << 40) == [list(q.graph.sites)]
     assert site_groups(q, 1) == [[site] for site in q.graph.sites]
     groups = site_groups(q, 40_000)
-    assert [site for group in groups for site in group] == list(q.graph.sites) and 1 < len(groups) < len(q.graph.sites)
+    assert [site for group in groups for site in group] == list(q.graph.sites) and 1 < len(groups) < len(
+        q.graph.sites
+    )
 
 
 def test_a_single_convolution_whose_input_is_the_networks():

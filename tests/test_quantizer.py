@@ -80,7 +80,9 @@ def test_minmax_covers_all_it_saw(grid):
 @pytest.mark.parametrize("value", ["positive", "negative", "mixed"])
 def test_squared_error_search_is_never_worse_than_the_extremes(value, grid):
     seen = observe(VALUES[value], value)
-    searched, extremes = (error(seen.sample, choose_range(seen, grid, m), grid).sum() for m in ("mse", "minmax"))
+    searched, extremes = (
+        error(seen.sample, choose_range(seen, grid, m), grid).sum() for m in ("mse", "minmax")
+    )
     assert searched <= extremes
 
 

@@ -40,7 +40,9 @@ def test_which_nodes_are_integer(captured, name):
 def test_residual_block(captured):
     graph, _, _ = fold(*captured("resnet"))
     groups = regions(graph).groups
-    add, relu = (n.name for n in graph.nodes[graph.nodes.index(graph.by_name["block.downsample.0"]) + 1 :][:2])
+    add, relu = (
+        n.name for n in graph.nodes[graph.nodes.index(graph.by_name["block.downsample.0"]) + 1 :][:2]
+    )
     assert graph.by_name[add].op == "add"
     # The later of the two convolutions that meet takes the sum: the other's value is there when it runs.
     assert groups["block.conv2"] == Group("block.conv2")

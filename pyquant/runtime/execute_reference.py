@@ -42,7 +42,9 @@ class ReferenceExecutor:
     def _run(self, op: Op, inputs: Sequence[Any], batch: int) -> Any:
         a = op.attributes
         if op.kind == "quantize":
-            codes = reference.quantize(inputs[0], _f32(a["scale"]), _f32(a["zero_point"]), a["low"], a["high"])
+            codes = reference.quantize(
+                inputs[0], _f32(a["scale"]), _f32(a["zero_point"]), a["low"], a["high"]
+            )
             return to_codes_layout(codes.to(torch.uint8))
         if op.kind == "dequantize":
             floats = reference.dequantize(inputs[0], _f32(a["scale"]), _f32(a["zero_point"]))
@@ -51,11 +53,26 @@ class ReferenceExecutor:
             return self._conv(op, inputs)
         if op.kind == "add":
             return reference.add(
-                inputs[0], a["a_zero"], a["a_scale"], inputs[1], a["b_zero"], a["b_scale"], a["y_zero"], a["low"], a["high"]
+                inputs[0],
+                a["a_zero"],
+                a["a_scale"],
+                inputs[1],
+                a["b_zero"],
+                a["b_scale"],
+                a["y_zero"],
+                a["low"],
+                a["high"],
             )
         if op.kind == "avg_pool":
             return reference.avg_pool(
-                inputs[0], a["x_zero"], a["multiplier"], a["y_zero"], a["low"], a["high"], a["window"], a["stride"]
+                inputs[0],
+                a["x_zero"],
+                a["multiplier"],
+                a["y_zero"],
+                a["low"],
+                a["high"],
+                a["window"],
+                a["stride"],
             )
         if op.kind == "max_pool":
             return reference.max_pool(inputs[0], a["window"], a["stride"], a["padding"])
@@ -68,12 +85,18 @@ class ReferenceExecutor:
     def _conv(self, op: Op, inputs: Sequence[Tensor]) -> Tensor:
         a, weight = op.attributes, self.weights[op.output]
         zero = op.tensors.get("weight_zero", torch.zeros(weight.shape[0], dtype=torch.int32))
-        acc = reference.accumulate_conv(inputs[0], a["x_zero"], weight, zero, a["stride"], a["padding"], a["dilation"], a["groups"])
+        acc = reference.accumulate_conv(
+            inputs[0], a["x_zero"], weight, zero, a["stride"], a["padding"], a["dilation"], a["groups"]
+        )
         value = self.program.values[op.output]
         if value.kind == "float":
-            return to_torch_layout(reference.affine(acc, op.tensors["multiplier"], op.tensors["bias"]), value.shape)
+            return to_torch_layout(
+                reference.affine(acc, op.tensors["multiplier"], op.tensors["bias"]), value.shape
+            )
         residual = (inputs[1], a["residual_zero"], a["residual_scale"]) if len(inputs) > 1 else None
-        return reference.requantize(acc, op.tensors["multiplier"], op.tensors["bias"], a["y_zero"], a["low"], a["high"], residual)
+        return reference.requantize(
+            acc, op.tensors["multiplier"], op.tensors["bias"], a["y_zero"], a["low"], a["high"], residual
+        )
 
 
 def run_aten(op: Op, inputs: Sequence[Any], batch: int) -> Any:
@@ -86,7 +109,9 @@ def conv_weight(op: Op, program: Program) -> Tensor:
     """Unpacked weight codes of a conv, ``[N, C / groups, KH, KW]`` int32."""
     kh, kw = op.attributes["kernel"]
     channels = program.values[op.inputs[0]].shape[2] // op.attributes["groups"]
-    rows = unpack(op.tensors["weight"], op.attributes["weight_bits"], op.attributes["weight_signed"], kh * kw * channels)
+    rows = unpack(
+        op.tensors["weight"], op.attributes["weight_bits"], op.attributes["weight_signed"], kh * kw * channels
+    )
     return rows.reshape(-1, kh, kw, channels).permute(0, 3, 1, 2).to(torch.int32)
 
 

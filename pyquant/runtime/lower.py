@@ -67,7 +67,16 @@ class _Lowering:
     def _shape(self, name: str) -> tuple[int, ...]:
         return self.graph.by_name[name].shape or ()
 
-    def _emit(self, kind: str, name: str, inputs: tuple[str, ...], output: str, value: Value, attrs=None, tensors=None) -> str:
+    def _emit(
+        self,
+        kind: str,
+        name: str,
+        inputs: tuple[str, ...],
+        output: str,
+        value: Value,
+        attrs=None,
+        tensors=None,
+    ) -> str:
         self.values[output] = value
         self.ops.append(Op(kind, name, inputs, output, attrs or {}, tensors or {}))
         return output
@@ -83,7 +92,9 @@ class _Lowering:
             inputs = (self._as_float(name),)
             attrs = _attrs(self._qparams(name), self._grid(name))
             output = self._new_codes(name)
-            self._emit("quantize", name, inputs, output, Value("codes", codes_shape(self._shape(name))), attrs)
+            self._emit(
+                "quantize", name, inputs, output, Value("codes", codes_shape(self._shape(name))), attrs
+            )
         return self.codes[name]
 
     def _as_float(self, name: str) -> str:
@@ -92,7 +103,9 @@ class _Lowering:
             qparams = self._qparams(name)
             output = f"{name}:float"
             attrs = {"scale": qparams.scale.item(), "zero_point": int(qparams.zero_point)}
-            self._emit("dequantize", name, (self.codes[name],), output, Value("float", self._shape(name)), attrs)
+            self._emit(
+                "dequantize", name, (self.codes[name],), output, Value("float", self._shape(name)), attrs
+            )
             self.floats[name] = output
         return self.floats[name]
 
@@ -115,7 +128,9 @@ class _Lowering:
             scale = x_qparams.scale.double() * self.q.weights[head.name].qparams.scale.double()
             tensors |= _affine(scale, self.q.weights[head.name].bias, 1.0, head.name)
             self.floats[group.last] = group.last
-            self._emit("conv", head.name, inputs, group.last, Value("float", self._shape(group.last)), attrs, tensors)
+            self._emit(
+                "conv", head.name, inputs, group.last, Value("float", self._shape(group.last)), attrs, tensors
+            )
             return
         y, grid = self._qparams(group.last), self._grid(group.last)
         scale = x_qparams.scale.double() * self.q.weights[head.name].qparams.scale.double()
@@ -126,7 +141,9 @@ class _Lowering:
             r = self._qparams(group.residual)
             attrs |= {"residual_zero": int(r.zero_point), "residual_scale": _ratio(r.scale, y.scale)}
         shape = codes_shape(self._shape(group.last))
-        self._emit("conv", head.name, inputs, self._new_codes(group.last), Value("codes", shape), attrs, tensors)
+        self._emit(
+            "conv", head.name, inputs, self._new_codes(group.last), Value("codes", shape), attrs, tensors
+        )
 
     def _site_input(self, head: Node) -> tuple[str, QParams]:
         """The codes a site reads, moved to its own narrower grid by a table where it has one."""
@@ -134,7 +151,9 @@ class _Lowering:
         codes = self._codes(name)
         if key != f"{head.name}:input":
             return codes, self._qparams(name)
-        table = self._table(self._qparams(name), self._grid(name), lambda x: x, self.q.ranges[key], self.grids[key])
+        table = self._table(
+            self._qparams(name), self._grid(name), lambda x: x, self.q.ranges[key], self.grids[key]
+        )
         value = self.values[codes]
         return self._emit("lookup", key, (codes,), key, value, {}, {"table": table}), self.q.ranges[key]
 
@@ -142,7 +161,9 @@ class _Lowering:
         """Attributes and packed weight of a site, seen as a convolution."""
         site, grid = self.q.weights[node.name], self.q.plan[node.name].weight
         if grid.group_size is not None:
-            raise GridError(f"site {node.name!r} has group_size={grid.group_size}, which the integer program does not have; use None.")
+            raise GridError(
+                f"site {node.name!r} has group_size={grid.group_size}, which the integer program does not have; use None."
+            )
         codes = site.codes
         attrs: dict[str, Any] = {"stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
         if node.op == "conv2d":
@@ -151,14 +172,25 @@ class _Lowering:
             codes = self._rows_as_maps(node, codes)[..., None, None]
         n = codes.shape[0]
         zero = site.qparams.zero_point.to(torch.int32).reshape(-1).expand(n).contiguous()
-        longest = codes[0].numel() * _reach(int(x.zero_point), self._input_grid(node)) * _reach(int(zero.abs().max()), grid)
+        longest = (
+            codes[0].numel()
+            * _reach(int(x.zero_point), self._input_grid(node))
+            * _reach(int(zero.abs().max()), grid)
+        )
         if longest > ACCUMULATOR_LIMIT:
-            raise BackendError(f"site {node.name!r} sums {codes[0].numel()} products, which may overflow int32; use fewer bits or split it.")
+            raise BackendError(
+                f"site {node.name!r} sums {codes[0].numel()} products, which may overflow int32; use fewer bits or split it."
+            )
         rows = codes.permute(0, 2, 3, 1).reshape(n, -1)
         tensors = {"weight": pack(rows, grid.bits, zero)}
         if bool(zero.any()):
             tensors["weight_zero"] = zero
-        attrs |= {"kernel": tuple(codes.shape[2:]), "x_zero": int(x.zero_point), "weight_bits": grid.bits, "weight_signed": grid.signed}
+        attrs |= {
+            "kernel": tuple(codes.shape[2:]),
+            "x_zero": int(x.zero_point),
+            "weight_bits": grid.bits,
+            "weight_signed": grid.signed,
+        }
         return attrs, tensors
 
     def _input_grid(self, node: Node) -> Grid:
@@ -196,11 +228,17 @@ class _Lowering:
             y, grid = self._qparams(name), self._grid(name)
             window = node.attrs["window"]
             multiplier = np.float32(x.scale.item() / (y.scale.item() * window[0] * window[1])).item()
-            attrs = {**node.attrs, "x_zero": int(x.zero_point), "multiplier": multiplier} | _clamp(y, grid, None, None)
+            attrs = {**node.attrs, "x_zero": int(x.zero_point), "multiplier": multiplier} | _clamp(
+                y, grid, None, None
+            )
             self._emit("avg_pool", name, codes, self._new_codes(name), shape, attrs)
         else:
             table = self._table(
-                x, self._grid(node.inputs[0]), lambda v: evaluate(node.op, node.attrs, [v], {}, 1), self._qparams(name), self._grid(name)
+                x,
+                self._grid(node.inputs[0]),
+                lambda v: evaluate(node.op, node.attrs, [v], {}, 1),
+                self._qparams(name),
+                self._grid(name),
             )
             self._emit("lookup", name, codes, self._new_codes(name), shape, {}, {"table": table})
 
@@ -215,7 +253,9 @@ class _Lowering:
         attrs = {"op": node.op, "attrs": dict(node.attrs)}
         tensors = {role: self.q.state[key] for role, key in node.params.items()}
         self.floats[node.name] = node.name
-        self._emit("aten", node.name, inputs, node.name, Value("float", self._shape(node.name)), attrs, tensors)
+        self._emit(
+            "aten", node.name, inputs, node.name, Value("float", self._shape(node.name)), attrs, tensors
+        )
 
 
 def codes_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -226,7 +266,12 @@ def codes_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _attrs(qparams: QParams, grid: Grid) -> dict[str, Any]:
-    return {"scale": qparams.scale.item(), "zero_point": int(qparams.zero_point), "low": grid.qmin, "high": grid.qmax}
+    return {
+        "scale": qparams.scale.item(),
+        "zero_point": int(qparams.zero_point),
+        "low": grid.qmin,
+        "high": grid.qmax,
+    }
 
 
 def _clamp(y: QParams, grid: Grid, low: float | None, high: float | None) -> dict[str, Any]:
@@ -245,9 +290,14 @@ def _clamp(y: QParams, grid: Grid, low: float | None, high: float | None) -> dic
 def _affine(scale: Tensor, bias: Tensor, y_scale: float, site: str) -> dict[str, Tensor]:
     """Fold ``s_x s_w / s_y`` and ``bias / s_y`` once, in float64."""
     n = bias.shape[0]
-    tensors = {"multiplier": (scale / y_scale).float().reshape(-1).expand(n).contiguous(), "bias": (bias.double() / y_scale).float()}
+    tensors = {
+        "multiplier": (scale / y_scale).float().reshape(-1).expand(n).contiguous(),
+        "bias": (bias.double() / y_scale).float(),
+    }
     if not bool(torch.isfinite(tensors["multiplier"]).all() and torch.isfinite(tensors["bias"]).all()):
-        raise GridError(f"site {site!r} has scales so far apart that their ratio is no float32; look for a constant or exploding value.")
+        raise GridError(
+            f"site {site!r} has scales so far apart that their ratio is no float32; look for a constant or exploding value."
+        )
     return tensors
 
 

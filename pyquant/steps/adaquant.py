@@ -42,7 +42,12 @@ class SiteResult:
 
 
 def adaquant(
-    q: QModel, data: Any, *, flow: str = "parallel", cache_bytes: int = 2 << 30, progress: Progress | None = None
+    q: QModel,
+    data: Any,
+    *,
+    flow: str = "parallel",
+    cache_bytes: int = 2 << 30,
+    progress: Progress | None = None,
 ) -> QModel:
     """Calibrate every site's weights layer by layer; no site ends worse than nearest rounding on held-out rows.
 
@@ -78,11 +83,21 @@ def adaquant(
                 for site in group:
                     q = decide(q, site, [on_fit[site], on_held[site]])
     engines = {name: sum(r.engine == name for r in results.values()) for name in ("nearest", *ENGINES)}
-    return q.logged("adaquant", flow=flow, engines=engines, errors={s: (r.error, r.nearest_error) for s, r in results.items()})
+    return q.logged(
+        "adaquant",
+        flow=flow,
+        engines=engines,
+        errors={s: (r.error, r.nearest_error) for s, r in results.items()},
+    )
 
 
 def candidates(
-    q: QModel, data: Any, widths: Mapping[str, tuple[int, ...]], *, cache_bytes: int = 2 << 30, progress: Progress | None = None
+    q: QModel,
+    data: Any,
+    widths: Mapping[str, tuple[int, ...]],
+    *,
+    cache_bytes: int = 2 << 30,
+    progress: Progress | None = None,
 ) -> dict[tuple[str, int], SiteWeights]:
     """Parallel AdaQuant at several weight widths a site, for the bit allocation to choose from.
 
@@ -115,12 +130,18 @@ def solve_site(q: QModel, site: str, grid: Grid, fit: Moments, held: Moments) ->
     objective = Objective.of(fit, weight)
     shape = objective.weight.shape
     plain = weight_qparams(weight, grid)
-    tried = {"nearest": (nearest(objective.weight, *_elementwise(plain, grid, weight.shape, shape), grid), q.state[f"{site}.bias"])}
+    tried = {
+        "nearest": (
+            nearest(objective.weight, *_elementwise(plain, grid, weight.shape, shape), grid),
+            q.state[f"{site}.bias"],
+        )
+    }
     for name in ENGINES:
         tried[name] = _solve(name, objective, fit, weight, grid)
     power = (held.yy - held.t[..., -1].square() / held.rows).sum().clamp(min=1e-30) / held.rows
     errors = {
-        name: (held.error(rounded.real(), bias.reshape(shape[:2])).sum() / power).item() for name, (rounded, bias) in tried.items()
+        name: (held.error(rounded.real(), bias.reshape(shape[:2])).sum() / power).item()
+        for name, (rounded, bias) in tried.items()
     }
     best = min(errors, key=lambda name: errors[name])
     rounded, bias = tried[best]
@@ -132,22 +153,30 @@ def solve_site(q: QModel, site: str, grid: Grid, fit: Moments, held: Moments) ->
     return SiteResult(SiteWeights(codes, qparams, bias), best, errors[best], errors["nearest"])
 
 
-def _solve(engine: str, objective: Objective, moments: Moments, weight: torch.Tensor, grid: Grid) -> tuple[Rounded, torch.Tensor]:
+def _solve(
+    engine: str, objective: Objective, moments: Moments, weight: torch.Tensor, grid: Grid
+) -> tuple[Rounded, torch.Tensor]:
     """Run one engine, polish its codes by coordinate descent, and solve for the bias ``[N]``."""
     shape = objective.weight.shape
-    importance = torch.diagonal(objective.h, dim1=-2, dim2=-1)[:, None, :].expand(shape).reshape(weight.shape).float()
+    importance = (
+        torch.diagonal(objective.h, dim1=-2, dim2=-1)[:, None, :].expand(shape).reshape(weight.shape).float()
+    )
     scale, zero = _elementwise(weight_qparams(weight, grid, importance), grid, weight.shape, shape)
     rounded = descend(objective, ENGINES[engine](objective, scale, zero, grid), grid)
     return rounded, moments.best_bias(rounded.real()).reshape(-1).float()
 
 
-def _elementwise(qparams: QParams, grid: Grid, weight: torch.Size, shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
+def _elementwise(
+    qparams: QParams, grid: Grid, weight: torch.Size, shape: torch.Size
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero point as ``[G, n, 1]`` where each row has its own, else ``[G, n, K]``."""
     params = (qparams.scale, qparams.zero_point)
     if grid.axis == 0 and grid.group_size is None:
         scale, zero = (p.reshape(*shape[:2], 1) for p in params)
     else:
-        scale, zero = (spread(p, weight, grid.axis, grid.group_size).expand(weight).reshape(shape) for p in params)
+        scale, zero = (
+            spread(p, weight, grid.axis, grid.group_size).expand(weight).reshape(shape) for p in params
+        )
     return scale, zero
 
 
@@ -157,4 +186,9 @@ def _shared(rounded: Rounded, grid: Grid, weight: torch.Size) -> QParams:
     step = 1 if grid.group_size is None else grid.group_size
     if grid.axis is None:
         return QParams(rounded.scale.float().flatten()[0], rounded.zero.float().flatten()[0])
-    return QParams(*(p.float().reshape(weight[0], -1)[:, ::step].reshape(shape).contiguous() for p in (rounded.scale, rounded.zero)))
+    return QParams(
+        *(
+            p.float().reshape(weight[0], -1)[:, ::step].reshape(shape).contiguous()
+            for p in (rounded.scale, rounded.zero)
+        )
+    )

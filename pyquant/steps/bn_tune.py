@@ -58,7 +58,11 @@ def bn_tune(q: QModel, data: Any, *, cache_bytes: int = 2 << 30) -> QModel:
 
 def _real(q: QModel, site: str, weights: SiteWeights, moments: Moments) -> Tensor:
     """Dequantised weights as ``[G, n, K]`` float64."""
-    return weights.dequantized(q.plan[site].weight).double().reshape(moments.h.shape[0], -1, moments.h.shape[-1] - 1)
+    return (
+        weights.dequantized(q.plan[site].weight)
+        .double()
+        .reshape(moments.h.shape[0], -1, moments.h.shape[-1] - 1)
+    )
 
 
 def _error(q: QModel, site: str, weights: SiteWeights, moments: Moments) -> float:
@@ -79,7 +83,9 @@ def _corrected(q: QModel, site: str, moments: Moments) -> SiteWeights | None:
     float_mean = moments.t[..., -1] / moments.rows
     float_var = moments.yy / moments.rows - float_mean.square()
     alive = (quant_var > 1e-12 * quant_var.max()) & (float_var > 0)
-    ratio = torch.where(alive, (float_var.clamp(min=0) / quant_var.clamp(min=1e-300)).sqrt(), torch.ones(()).double())
+    ratio = torch.where(
+        alive, (float_var.clamp(min=0) / quant_var.clamp(min=1e-300)).sqrt(), torch.ones(()).double()
+    )
     ratio = ratio.clamp(1 / MAX_RATIO, MAX_RATIO).reshape(-1)
     new_bias = (bias.reshape(-1) - quant_mean.reshape(-1)) * ratio + float_mean.reshape(-1)
     scale = old.qparams.scale.double() * ratio.reshape(-1, *(1,) * (old.qparams.scale.dim() - 1))

@@ -41,4 +41,6 @@ def calibrate(q: QModel, data: Any, *, method: str = "mse") -> QModel:
     q = with_ranges(replace(q, observed=seen), method)
     weights = {site: nearest_weights(q, site, q.plan[site].weight) for site in q.graph.sites}
     images = sum(batch[0].shape[0] for batch in batches)
-    return replace(q, weights=weights).logged("calibrate", method=method, images=images, values=len(value_grids(q)))
+    return replace(q, weights=weights).logged(
+        "calibrate", method=method, images=images, values=len(value_grids(q))
+    )

@@ -46,7 +46,9 @@ def sensitivity(
     q.check_calibrated("sensitivity")
     graph, total = q.graph, {site: dict.fromkeys(bits, 0.0) for site, bits in choices.items()}
     views = {
-        (site, bits): _single(q, site, bits, (found or {}).get((site, bits[0])), method) for site in choices for bits in choices[site]
+        (site, bits): _single(q, site, bits, (found or {}).get((site, bits[0])), method)
+        for site in choices
+        for bits in choices[site]
     }
     below = {site: _dependents(graph, site) for site in choices}
     rows = 0

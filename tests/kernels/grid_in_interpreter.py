@@ -3,9 +3,9 @@
 import torch
 import triton
 import triton.language as tl
+from pyquant.kernels import grid as kernel_grid
 
 from pyquant import reference
-from pyquant.kernels import grid as kernel_grid
 
 
 @triton.jit

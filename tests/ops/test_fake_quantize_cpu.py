@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from tests.ops.fake_quantize_cases import CASES, DTYPES, EPS32, EPS64, IDS, make, same_bytes, spread
 
 from pyquant import reference
 from pyquant.grid import Grid
 from pyquant.ops import backend
 from pyquant.ops.fake_quantize import FLOATS, _layout
+from tests.ops.fake_quantize_cases import CASES, DTYPES, EPS32, EPS64, IDS, make, same_bytes, spread
 
 
 def instruction_sets():

@@ -72,7 +72,9 @@ def test_weights_are_rounded_to_nearest(prepared):
 def test_constant_images_are_no_trouble(prepared):
     for value in (0.0, 1.0):
         q = calibrate(prepared("conv_bn_relu"), torch.full((2, 3, 8, 8), value))
-        assert all(torch.finfo(torch.float32).tiny <= r.scale.item() < float("inf") for r in q.ranges.values())
+        assert all(
+            torch.finfo(torch.float32).tiny <= r.scale.item() < float("inf") for r in q.ranges.values()
+        )
 
 
 def test_one_image_and_twice_the_same_bytes(prepared):

@@ -22,7 +22,9 @@ _BETAS = (0.9, 0.99)
 _EVERY = 25
 
 
-def learn(objective: Objective, scale: torch.Tensor, zero: torch.Tensor, grid: Grid, steps: int = STEPS) -> Rounded:
+def learn(
+    objective: Objective, scale: torch.Tensor, zero: torch.Tensor, grid: Grid, steps: int = STEPS
+) -> Rounded:
     """Learn continuous weights whose rounding minimises the objective; the best rounding seen is returned.
 
     Args:
@@ -33,12 +35,19 @@ def learn(objective: Objective, scale: torch.Tensor, zero: torch.Tensor, grid: G
     """
     h, t = objective.h.float(), objective.t.float()
     # Adam divides by the gradient's size, so this only keeps it in float32's range.
-    unit = 1.0 / (torch.diagonal(objective.h, dim1=-2, dim2=-1).mean(-1)[:, None, None] * scale.double().square())
+    unit = 1.0 / (
+        torch.diagonal(objective.h, dim1=-2, dim2=-1).mean(-1)[:, None, None] * scale.double().square()
+    )
     row_grid = Grid(grid.bits, grid.signed, axis=0, symmetric=grid.symmetric)
     learn_scale = scale.shape[-1] == 1
     position = (objective.weight / scale).float()
     log_scale = torch.zeros_like(scale, dtype=torch.float32)
-    moments = [torch.zeros_like(position), torch.zeros_like(position), torch.zeros_like(log_scale), torch.zeros_like(log_scale)]
+    moments = [
+        torch.zeros_like(position),
+        torch.zeros_like(position),
+        torch.zeros_like(log_scale),
+        torch.zeros_like(log_scale),
+    ]
     best = nearest(objective.weight, scale, zero, grid)
     best_value = objective.value(best.real())
     g, n, k = position.shape
@@ -48,10 +57,14 @@ def learn(objective: Objective, scale: torch.Tensor, zero: torch.Tensor, grid: G
             s = scale.float() * torch.exp(ls)
             if learn_scale:
                 flat = (p * scale).reshape(g * n, k)
-                w = fake_quantize(flat, s.reshape(-1), zero.float().reshape(-1).expand(g * n), row_grid).reshape(g, n, k)
+                w = fake_quantize(
+                    flat, s.reshape(-1), zero.float().reshape(-1).expand(g * n), row_grid
+                ).reshape(g, n, k)
             else:
                 ratio = p + zero.float()
-                w = (ratio + (torch.round(ratio).clamp(grid.qmin, grid.qmax) - ratio).detach() - zero.float()) * s
+                w = (
+                    ratio + (torch.round(ratio).clamp(grid.qmin, grid.qmax) - ratio).detach() - zero.float()
+                ) * s
             w.backward(((w.detach() @ h - t) * unit).float())
         rate = 0.5 * (1 + math.cos(math.pi * step / steps))
         position = _adam(position, p.grad, moments[0], moments[1], step, WEIGHT_RATE * rate)
@@ -64,7 +77,9 @@ def learn(objective: Objective, scale: torch.Tensor, zero: torch.Tensor, grid: G
             better = (value < best_value)[..., None]
             best_value = torch.minimum(value, best_value)
             best = Rounded(
-                torch.where(better, now.codes, best.codes), torch.where(better, now.scale, best.scale), best.zero
+                torch.where(better, now.codes, best.codes),
+                torch.where(better, now.scale, best.scale),
+                best.zero,
             )
     return best
 

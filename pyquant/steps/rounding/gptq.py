@@ -27,7 +27,9 @@ def feed_back(objective: Objective, scale: torch.Tensor, zero: torch.Tensor, gri
     w = objective.optimum().gather(-1, rows)
     s = scale.double().expand(g, n, k).gather(-1, rows)
     z = zero.double().expand(g, n, k).gather(-1, rows)
-    h = objective.h.gather(-2, order[:, :, None].expand(g, k, k)).gather(-1, order[:, None, :].expand(g, k, k))
+    h = objective.h.gather(-2, order[:, :, None].expand(g, k, k)).gather(
+        -1, order[:, None, :].expand(g, k, k)
+    )
     # Rows of the upper Cholesky factor of the inverse hold the feedback of each column to those after it.
     factor = torch.linalg.cholesky(torch.linalg.inv(h)).mT
     codes = torch.empty_like(w)
@@ -36,7 +38,9 @@ def feed_back(objective: Objective, scale: torch.Tensor, zero: torch.Tensor, gri
         local, errors = w[..., block].clone(), torch.zeros_like(w[..., block])
         for i in range(local.shape[-1]):
             at = begin + i
-            codes[..., at] = (torch.round(local[..., i] / s[..., at]) + z[..., at]).clamp_(grid.qmin, grid.qmax)
+            codes[..., at] = (torch.round(local[..., i] / s[..., at]) + z[..., at]).clamp_(
+                grid.qmin, grid.qmax
+            )
             rounded = (codes[..., at] - z[..., at]) * s[..., at]
             errors[..., i] = (local[..., i] - rounded) / factor[:, None, at, at]
             local[..., i:] -= errors[..., i, None] * factor[:, None, at, at : begin + local.shape[-1]]

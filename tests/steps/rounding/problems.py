@@ -46,7 +46,9 @@ def grouped_scales(columns, objective, grid):
     parts = Grid(grid.bits, grid.signed, axis=0, group_size=3, symmetric=grid.symmetric)
     rows = objective.weight.reshape(-1, columns).float()
     qparams = weight_qparams(rows, parts)
-    return tuple(p.repeat_interleave(3, 1).reshape(objective.weight.shape) for p in (qparams.scale, qparams.zero_point))
+    return tuple(
+        p.repeat_interleave(3, 1).reshape(objective.weight.shape) for p in (qparams.scale, qparams.zero_point)
+    )
 
 
 def on_grid(rounded, grid):

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from pyquant.graph import Node
 from pyquant.grid import Grid
+from pyquant.moments import gather
+from pyquant.steps.rounding.gptq import feed_back
 from pyquant.steps.rounding.objective import DAMPING, Objective, Rounded, nearest, refit_scale
 from tests.steps.rounding.problems import GRIDS, grouped_scales, moments, on_grid, problem
 
@@ -78,3 +81,16 @@ def test_a_scale_moves_by_less_than_a_factor_of_two():
         start = nearest(objective.weight, scale * factor, zero, Grid(2, axis=0))
         ratio = refit_scale(objective, start).scale / start.scale
         assert (ratio > 0.5).all() and (ratio < 2.0).all()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_fewer_rows_than_inputs_leave_it_solvable(rows):
+    """Float32 sums of a few rows have covariances that are rounding noise, of either sign."""
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        x, weight = torch.rand(rows, 24, generator=generator) * 3, torch.randn(4, 24, generator=generator)
+        found = gather(Node("fc", "linear", ("x",)), x, x @ weight.T, (1, 1))
+        objective = Objective.of(found, weight)
+        assert (torch.linalg.eigvalsh(objective.h) > 0).all()
+        scale, zero = torch.full((1, 4, 1), 0.4), torch.zeros(1, 4, 1)
+        assert on_grid(feed_back(objective, scale, zero, GRIDS[0]), GRIDS[0])
