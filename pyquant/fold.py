@@ -37,10 +37,10 @@ def fold(graph: Graph, state: dict[str, Tensor]) -> tuple[Graph, dict[str, Tenso
     norms: dict[str, Norm] = {}
     new_state: dict[str, Tensor] = {}
     nodes: list[Node] = []
-    for node in graph.nodes:
-        if node.name in folded:
+    for old in graph.nodes:
+        if old.name in folded:
             continue
-        node = replace(node, inputs=tuple(alias.get(name, name) for name in node.inputs))
+        node = replace(old, inputs=tuple(alias.get(name, name) for name in old.inputs))
         if node.op in SITE_OPS:
             weight = state[node.params["weight"]].float()
             bias = (
@@ -93,14 +93,15 @@ def _fold_pads(graph: Graph) -> Graph:
         and all(user.op == "conv2d" for user in graph.consumers[node.name])
     }
     nodes = []
-    for node in graph.nodes:
-        if node.name in gone:
+    for old in graph.nodes:
+        if old.name in gone:
             continue
-        if node.op == "conv2d" and node.inputs[0] in gone:
+        node = old
+        if old.op == "conv2d" and old.inputs[0] in gone:
             pad = gone[node.inputs[0]]
             left, right, top, bottom = (*pad.attrs["pads"], 0, 0)[:4]
-            t, l, b, r = node.attrs["padding"]
-            attrs = {**node.attrs, "padding": (t + top, l + left, b + bottom, r + right)}
+            above, before, below, behind = node.attrs["padding"]
+            attrs = {**node.attrs, "padding": (above + top, before + left, below + bottom, behind + right)}
             node = replace(node, inputs=pad.inputs, attrs=attrs)
         nodes.append(node)
     return Graph(tuple(nodes), graph.inputs, graph.outputs)

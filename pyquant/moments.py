@@ -95,10 +95,10 @@ def gather(node: Node, x: Tensor, y: Tensor, kernel: tuple[int, int], turn: int 
         patches = padded[:, :, :: stride[0], :: stride[1]].flatten(2)
     else:
         patches = F.unfold(padded, kernel, a["dilation"], 0, stride)
-    b, _, l = patches.shape
-    rows = patches.reshape(b, groups, -1, l).permute(1, 0, 3, 2).reshape(groups, b * l, -1)
+    b, _, positions = patches.shape
+    rows = patches.reshape(b, groups, -1, positions).permute(1, 0, 3, 2).reshape(groups, b * positions, -1)
     return _sums(
-        rows, target.flatten(2).reshape(b, groups, -1, l).permute(1, 0, 3, 2).reshape(groups, b * l, -1)
+        rows, target.flatten(2).reshape(b, groups, -1, positions).permute(1, 0, 3, 2).reshape(groups, b * positions, -1)
     )
 
 

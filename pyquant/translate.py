@@ -16,6 +16,7 @@ from pyquant.errors import CaptureError
 from pyquant.graph import Graph, Node
 from pyquant.layers import FLOAT_TARGETS, UNARY
 
+FxNode = Any  # an fx.Node: what its arguments are depends on its target
 METADATA_CHECK = "_assert_tensor_metadata"
 IDENTITIES = ("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "dropout", METADATA_CHECK)
 
@@ -84,7 +85,7 @@ class _Reader:
             buffer = next(iter(self.signature.buffers_to_mutate.values()))
             raise CaptureError(f"the model changes its buffer {buffer!r} while it runs; remove that state.")
 
-    def _lifted(self, node: fx.Node) -> str | None:
+    def _lifted(self, node: FxNode) -> str | None:
         """State key of a placeholder that is a parameter, buffer or constant; None for a user's input."""
         table = {**self.signature.inputs_to_parameters, **self.signature.inputs_to_buffers}
         table.update(self.signature.inputs_to_lifted_tensor_constants)
@@ -96,7 +97,7 @@ class _Reader:
         self.state[key] = tensor.detach().clone()
         return key
 
-    def _emit(self, fx_node: fx.Node, node: Node) -> None:
+    def _emit(self, fx_node: FxNode, node: Node) -> None:
         value = fx_node.meta.get("val")
         if isinstance(value, Tensor) and value.is_complex():
             raise CaptureError(
@@ -106,12 +107,12 @@ class _Reader:
         self.names.add(node.name)
         self.value[fx_node] = node.name
 
-    def _op(self, node: fx.Node, kind: str, inputs: Sequence[fx.Node], attrs: dict[str, Any]) -> None:
+    def _op(self, node: FxNode, kind: str, inputs: Sequence[fx.Node], attrs: dict[str, Any]) -> None:
         """Emit a node that is no site and has no tensors of its own."""
         values = tuple(self.value[item] for item in inputs)
         self._emit(node, Node(self._name(node), kind, values, attrs, shape=_shape(node)))
 
-    def _call(self, node: fx.Node) -> None:
+    def _call(self, node: FxNode) -> None:
         target = "aten.getitem" if node.target is operator.getitem else str(node.target)
         if target == "aten.sym_size.int":
             if node.args[1] != 0:
@@ -144,11 +145,11 @@ class _Reader:
     def _tensor_args(self, *items: Any) -> bool:
         return all(item in self.value for item in items)
 
-    def _site_name(self, node: fx.Node) -> str:
+    def _site_name(self, node: FxNode) -> str:
         """Qualified name of the innermost module, or of the node; ``@k`` from the second call on."""
         return self._unique(_path(node) or node.name)
 
-    def _name(self, node: fx.Node, suffix: str = "") -> str:
+    def _name(self, node: FxNode, suffix: str = "") -> str:
         """Name of a node that is no site: the exporter's, unless a module has it."""
         name = node.name + suffix
         return self._unique(f"{name}_op" if name in self.modules else name)
@@ -167,7 +168,7 @@ class _Reader:
         return {role: self.key[item] for role, item in given.items()} if stored else None
 
     # ------------------------------------------------------------------------------ kinds with a form of ours
-    def _read_conv2d(self, node: fx.Node) -> bool:
+    def _read_conv2d(self, node: FxNode) -> bool:
         x, weight, bias, stride, padding, dilation, groups = _pad_args(
             node.args, (None, None, None, [1, 1], [0, 0], [1, 1], 1)
         )
@@ -186,7 +187,7 @@ class _Reader:
         self._emit(node, Node(self._site_name(node), "conv2d", (self.value[x],), attrs, params, _shape(node)))
         return True
 
-    def _read_linear(self, node: fx.Node) -> bool:
+    def _read_linear(self, node: FxNode) -> bool:
         x, weight, bias = _pad_args(node.args, (None, None, None))
         params = self._params(weight=weight, bias=bias)
         if params is None or not self._tensor_args(x):
@@ -194,7 +195,7 @@ class _Reader:
         self._emit(node, Node(self._site_name(node), "linear", (self.value[x],), {}, params, _shape(node)))
         return True
 
-    def _read__native_batch_norm_legit_no_training(self, node: fx.Node) -> bool:
+    def _read__native_batch_norm_legit_no_training(self, node: FxNode) -> bool:
         x, weight, bias, mean, var, _, eps = node.args
         params = self._params(weight=weight, bias=bias, mean=mean, var=var)
         if params is None or not self._tensor_args(x):
@@ -204,7 +205,7 @@ class _Reader:
         self._emit(node, Node(self._name(node), "batch_norm", (self.value[x],), {"eps": eps}, params, shape))
         return True
 
-    def _clamp(self, node: fx.Node, low: Any, high: Any) -> bool:
+    def _clamp(self, node: FxNode, low: Any, high: Any) -> bool:
         if not self._tensor_args(node.args[0]) or not all(
             b is None or isinstance(b, int | float) for b in (low, high)
         ):
@@ -212,29 +213,29 @@ class _Reader:
         self._op(node, "clamp", node.args[:1], {"low": low, "high": high})
         return True
 
-    def _read_relu(self, node: fx.Node) -> bool:
+    def _read_relu(self, node: FxNode) -> bool:
         return self._clamp(node, 0.0, None)
 
-    def _read_relu6(self, node: fx.Node) -> bool:
+    def _read_relu6(self, node: FxNode) -> bool:
         return self._clamp(node, 0.0, 6.0)
 
-    def _read_hardtanh(self, node: fx.Node) -> bool:
+    def _read_hardtanh(self, node: FxNode) -> bool:
         _, low, high = _pad_args(node.args, (None, -1.0, 1.0))
         return self._clamp(node, low, high)
 
-    def _read_clamp(self, node: fx.Node) -> bool:
+    def _read_clamp(self, node: FxNode) -> bool:
         _, low, high = _pad_args(node.args, (None, None, None))
         return self._clamp(node, low, high)
 
     _read_clip = _read_clamp
 
-    def _read_clamp_min(self, node: fx.Node) -> bool:
+    def _read_clamp_min(self, node: FxNode) -> bool:
         return self._clamp(node, node.args[1], None)
 
-    def _read_clamp_max(self, node: fx.Node) -> bool:
+    def _read_clamp_max(self, node: FxNode) -> bool:
         return self._clamp(node, None, node.args[1])
 
-    def _read_add(self, node: fx.Node) -> bool:
+    def _read_add(self, node: FxNode) -> bool:
         a, b = node.args[:2]
         same = (
             self._tensor_args(a, b)
@@ -245,7 +246,7 @@ class _Reader:
             self._op(node, "add", (a, b), {})
         return same
 
-    def _read_max_pool2d(self, node: fx.Node) -> bool:
+    def _read_max_pool2d(self, node: FxNode) -> bool:
         x, window, stride, padding, dilation, ceil = _pad_args(node.args, (None, None, None, 0, 1, False))
         if _pair(dilation) != (1, 1) or ceil or not self._tensor_args(x):
             return False
@@ -254,7 +255,7 @@ class _Reader:
         self._op(node, "max_pool", (x,), attrs)
         return True
 
-    def _read_avg_pool2d(self, node: fx.Node) -> bool:
+    def _read_avg_pool2d(self, node: FxNode) -> bool:
         x, window, stride, padding, ceil, _, divisor = _pad_args(
             node.args, (None, None, None, [0, 0], False, True, None)
         )
@@ -262,18 +263,18 @@ class _Reader:
             return False
         return self._avg_pool(node, _pair(window), _pair(stride or window))
 
-    def _read_adaptive_avg_pool2d(self, node: fx.Node) -> bool:
+    def _read_adaptive_avg_pool2d(self, node: FxNode) -> bool:
         size, out = _shape(node.args[0]), node.args[1]
         if any(s % o for s, o in zip(size[1:], out, strict=True)):
             return False
         window = (size[1] // out[0], size[2] // out[1])
         return self._avg_pool(node, window, window)
 
-    def _avg_pool(self, node: fx.Node, window: tuple[int, int], stride: tuple[int, int]) -> bool:
+    def _avg_pool(self, node: FxNode, window: tuple[int, int], stride: tuple[int, int]) -> bool:
         self._op(node, "avg_pool", node.args[:1], {"window": window, "stride": stride})
         return True
 
-    def _read_mean(self, node: fx.Node) -> bool:
+    def _read_mean(self, node: FxNode) -> bool:
         x, dims, keep = _pad_args(node.args[:3], (None, None, False))
         size = _shape(x) if x in self.value else ()
         if len(size) != 3 or not dims or sorted(d % 4 for d in dims) != [2, 3] or node.kwargs.get("dtype"):
@@ -285,7 +286,7 @@ class _Reader:
             self._emit(node, Node(self._name(node), "flatten", (name,), {}, shape=_shape(node)))
         return True
 
-    def _flatten(self, node: fx.Node) -> bool:
+    def _flatten(self, node: FxNode) -> bool:
         """A view or reshape to ``[batch, everything]`` is a flatten; any other stays what it is."""
         x = node.args[0]
         if not self._tensor_args(x) or len(node.meta["val"].shape) != 2 or not _shape(x):
@@ -300,7 +301,7 @@ class _Reader:
 
     _read_flatten = _read_view = _read_reshape = _flatten
 
-    def _read_pad(self, node: fx.Node) -> bool:
+    def _read_pad(self, node: FxNode) -> bool:
         x, pads, mode, value = _pad_args(node.args, (None, None, "constant", None))
         if mode != "constant" or value or len(_shape(x) or ()) != 3 or not self._tensor_args(x):
             return False
@@ -310,7 +311,7 @@ class _Reader:
     _read_constant_pad_nd = _read_pad
 
     # ---------------------------------------------------------------------------------------- everything else
-    def _read_aten(self, node: fx.Node, target: str) -> None:
+    def _read_aten(self, node: FxNode, target: str) -> None:
         if target not in FLOAT_TARGETS:
             raise CaptureError(
                 f"{_where(node)} uses {target}, which pyquant cannot run; replace it, or leave it out."
@@ -371,20 +372,20 @@ def _pair(item: int | Sequence[int]) -> tuple[int, int]:
     return (values[0], values[-1])
 
 
-def _shape(node: fx.Node) -> tuple[int, ...] | None:
+def _shape(node: FxNode) -> tuple[int, ...] | None:
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return None
     return tuple(int(size) for size in value.shape[1:])
 
 
-def _path(node: fx.Node) -> str:
+def _path(node: FxNode) -> str:
     """Qualified name of the innermost module a node comes from; empty for the top one."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return stack[-1][0].split("@")[0] if stack else ""
 
 
-def _where(node: fx.Node) -> str:
+def _where(node: FxNode) -> str:
     return module_label(_path(node))
 
 
