@@ -38,6 +38,10 @@ class Convolution : public Step {
     }
   }
 
+  bool reads_exactly(int value) const override {
+    return value == spec_.x && value != spec_.residual && 4 * steps_ == taps_a_run_ * spec_.group_channels;
+  }
+
   void run(const Frame& frame) const override {
     const int64_t pixels = frame.batch * frame.values[spec_.y].shape.pixels();
     const int64_t panels = spec_.groups * panels_;

@@ -32,6 +32,7 @@ class Engine {
   const char* isa() const { return isa_name(isa_); }
 
  private:
+  void find_outside();
   void plan(const std::vector<int>& kept);
   void fill_halo(const Value& value, const Buffer& buffer, int64_t batch, int threads) const;
 

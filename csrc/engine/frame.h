@@ -25,6 +25,7 @@ struct Value {
   int alias = -1;      // the value whose bytes these are (flatten), or -1
   int64_t image_stride = 0, row_stride = 0, pixel_stride = 0, origin = 0;  // bytes
   int64_t arena_offset = 0;                                                // bytes per image of the batch
+  bool outside = false;  // lives in the caller's memory, which has no halo and no slack
 };
 
 // Where a value's pixel (0, 0) of image 0 is in this run.
@@ -51,6 +52,8 @@ class Step {
   virtual void run(const Frame& frame) const = 0;
   // Called once, when strides are known.
   virtual void prepare(const std::vector<Value>&) {}
+  // True if no byte behind the end of `value` is ever read: then it may stay in the caller's memory.
+  virtual bool reads_exactly(int) const { return false; }
   std::vector<int> inputs;
   int output = -1;
 };
