@@ -225,6 +225,11 @@ class QuantView:
         key = f"{node.name}:input"
         return self._fake(key, value) if key in self.grids and node.name in self.sites else value
 
+    def quantized_input(self, site: str, value: Tensor) -> Tensor:
+        """What a site reads when ``value`` is the float network's input to it."""
+        node = self.q.graph.by_name[site]
+        return self.site_input(node, self._fake(source(self.q.graph, node.inputs[0]), value))
+
     def value(self, node: Node, value: Any) -> Any:
         """Fake-quantise a value that has a grid."""
         return self._fake(node.name, value) if node.name in self.grids else value

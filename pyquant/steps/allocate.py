@@ -1,35 +1,23 @@
-"""Bit allocation: which choice of bits each site gets, found by integer programming (METHOD.md section 4).
+"""Bit allocation: which choice of bits each site gets (METHOD.md section 4).
 
-Minimise ``sum of degradation`` (or of one cost) over one choice a site, under budgets on sums of costs. Python-MIP's
-CBC does the search. It works in floating point and ignores improvements below about 1e-5, so that raw losses from 1e-6
-to 1e-1 make it call plans optimal that are percents worse than the optimum. Hence:
-
-- every amount is kept as an exact Python integer (a float64 is a whole number of some power of two);
-- a choice whose cheapest completion breaks a budget, or is worse than a plan already found, is dropped beforehand;
-- CBC sees amounts above the least possible total only, scaled by the room there is, and scaled anew when a plan
-  shows that the room was ten times smaller;
-- every plan of CBC's is summed in integers, and one above a budget is cut off and the search repeated.
+Minimise the predicted degradation under budgets, or one cost under a limit on the degradation. Every total is
+exact: costs are whole numbers, and a float64 degradation is a whole number of some power of two.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import reduce
 from numbers import Integral, Real
+from operator import le
+from typing import Any
 
 from pyquant.errors import BudgetError, DataError, SiteError
+from pyquant.selection import Excess, Option, Problem, search, shared, total
 
 DEGRADATION = "degradation"
-# CBC's objective and rows reach up to these; its tolerances are absolute, 1e-5 to 1e-9.
-OBJECTIVE_SCALE, ROW_SCALE = 10**6, 10**3
-# A limit in nodes rather than seconds, so that the same table gives the same plan on every machine.
-MAX_NODES = 100_000
-MAX_CUTS = 50
-
-Table = Mapping[str, Sequence["Choice"]]
 
 
 @dataclass(frozen=True)
@@ -39,14 +27,18 @@ class Choice:
     Args:
         weight_bits: width of the weight codes.
         input_bits: width of the input codes.
-        degradation: predicted loss of the network if this site alone is quantised so; finite, 0 or more.
-        costs: cost name to a whole number, 0 or more: ``weight_bytes``, ``bops``... The same names in a whole table.
+        degradation: predicted loss of the network with this site alone quantised so; finite, 0 or more.
+        costs: cost name to a whole number, 0 or more: ``weight_bytes``, ``bops``... A table has the same
+            names throughout, and none is called ``degradation``.
     """
 
     weight_bits: int
     input_bits: int
     degradation: float
     costs: Mapping[str, int]
+
+
+Table = Mapping[str, Sequence[Choice]]
 
 
 @dataclass(frozen=True)
@@ -70,10 +62,10 @@ class Allocation:
         degradation: predicted sum, rounded once.
         costs: cost name to its exact total.
         status: ``optimal``, or ``feasible`` if the search ended before the proof.
-        gap: share of the objective by which a better plan may still be lower; 0 for an optimal plan.
-        binding: the budgets that bind. A budget binds if every single change that would lower the objective is too
-            dear for it, or if one is too dear for it alone. A single change gives one site (with those tied to it on
-            both widths) another choice, or sites tied on their input another input width at the same weight widths.
+        gap: share of the objective by which a better plan may still be lower; at most 1e-9 if optimal.
+        binding: the limits that bind. A limit binds if every single change that would lower the objective is
+            too dear for it, or if one is too dear for it alone. A single change gives one site (with those tied
+            to it on both widths) another choice, or gives sites tied on their input another input width.
     """
 
     choices: Mapping[str, Choice]
@@ -87,9 +79,9 @@ class Allocation:
 def monotone(table: Table) -> dict[str, list[Choice]]:
     """Clean measured degradations up: within a site, more bits are never worse.
 
-    Isotonic regression in the largest-error norm over the order "at least as many weight bits and as many input
-    bits": each degradation becomes the mean of the highest among choices with no fewer bits and the lowest among
-    choices with no more. A monotone site is left unchanged; no change is larger than it has to be in the worst case.
+    Isotonic regression in the largest-error norm over the order "at least as many weight bits and as many
+    input bits": each degradation becomes the mean of the highest among choices with no fewer bits and the lowest
+    among choices with no more. A monotone site is left as it is; the largest change is as small as can be.
     Degradations below 0, which only noise can give, count as 0.
 
     Args:
@@ -99,21 +91,19 @@ def monotone(table: Table) -> dict[str, list[Choice]]:
         The same sites and choices with cleaned degradations.
 
     Raises:
-        DataError: no site, a site without choices, a degradation that is not a finite number, a choice given twice.
+        DataError: a table that makes no sense.
 
-    Source: Stout, "Isotonic regression for multiple independent variables" (the basic L-infinity regression).
+    Source: Stout, "Isotonic regression for multiple independent variables", the basic L-infinity regression.
     """
     _check(table, lowest=-math.inf)
     cleaned = {}
     for site, choices in table.items():
         known = [(c.weight_bits, c.input_bits, max(0.0, float(c.degradation))) for c in choices]
         cleaned[site] = [
-            Choice(
-                c.weight_bits,
-                c.input_bits,
-                max(d for w, a, d in known if w >= c.weight_bits and a >= c.input_bits) / 2
+            replace(
+                c,
+                degradation=max(d for w, a, d in known if w >= c.weight_bits and a >= c.input_bits) / 2
                 + min(d for w, a, d in known if w <= c.weight_bits and a <= c.input_bits) / 2,
-                c.costs,
             )
             for c in choices
         ]
@@ -132,16 +122,17 @@ def minimise_degradation(table: Table, budgets: Mapping[str, int], ties: Sequenc
         The plan. Its exact totals never exceed a budget.
 
     Raises:
-        BudgetError: a budget that is not a positive whole number, of an unknown cost, or that nothing meets.
+        BudgetError: a budget that is no positive whole number, is of an unknown cost, or cannot be met.
         DataError: a table that makes no sense.
         SiteError: a tie names an unknown site, or its sites have no choice in common.
     """
-    names = _check(table)
-    _check_budgets(budgets, names)
+    _check_budgets(budgets, _check(table))
     unit = _unit(table)
-    blocks, joins = _gather(table, ties, lambda c: (_whole(c, unit), *(int(c.costs[n]) for n in budgets)))
-    limits = {name: int(budget) for name, budget in budgets.items()}
-    return _allocate(table, blocks, joins, limits, shown=dict.fromkeys(budgets, 1))
+
+    def amounts(choice: Choice) -> tuple[int, ...]:
+        return _units(choice, unit), *(int(choice.costs[name]) for name in budgets)
+
+    return _allocate(table, ties, amounts, budgets, [int(budget) for budget in budgets.values()], unit=unit)
 
 
 def minimise_cost(
@@ -154,97 +145,111 @@ def minimise_cost(
     """Choose bits so that one cost is least while the predicted degradation stays within a limit.
 
     Args:
-        table: site to its choices.
+        table: site to its choices. A site with one choice is pinned.
         cost: name of the cost to minimise.
         max_degradation: the largest predicted sum allowed, finite, 0 or more.
         budgets: further budgets, as in :func:`minimise_degradation`.
         ties: sites that must agree.
 
     Returns:
-        The plan. Its ``binding`` names the limit on degradation as ``degradation``.
+        The plan. Its ``binding`` calls the limit on the degradation ``degradation``.
 
     Raises:
-        BudgetError: a limit that is no finite number of 0 or more, that nothing meets, or an unknown cost.
+        BudgetError: as in :func:`minimise_degradation`; or a limit that is no finite number of 0 or more.
         DataError, SiteError: as in :func:`minimise_degradation`.
     """
     names = _check(table)
     budgets = budgets or {}
-    _check_budgets(budgets, names)
     _check_cost(cost, names)
-    if not _is_number(max_degradation) or max_degradation < 0:
-        raise BudgetError(f"max_degradation={max_degradation!r} is not a limit; use a finite number, 0 or more.")
-    unit = _unit(table)
-    blocks, joins = _gather(
-        table, ties, lambda c: (int(c.costs[cost]), _whole(c, unit), *(int(c.costs[n]) for n in budgets))
-    )
-    # A plan meets the limit if its sum, rounded once, does: so the degradation of a known plan is a limit it meets.
-    limit = float(max_degradation)
+    _check_budgets(budgets, names)
+    if not _is_number(max_degradation, 0):
+        raise BudgetError(f"max_degradation={max_degradation!r} is no limit; use a finite number, 0 or more.")
+    limit, unit = float(max_degradation), _unit(table)
+
+    def amounts(choice: Choice) -> tuple[int, ...]:
+        return int(choice.costs[cost]), _units(choice, unit), *(int(choice.costs[name]) for name in budgets)
+
+    # A plan keeps the limit if its sum, rounded once, does: a known plan's degradation is a limit it keeps.
     highest = math.floor((Fraction(limit) + Fraction(math.nextafter(limit, math.inf))) / 2 * unit)
     highest -= highest / unit > limit
-    limits = {DEGRADATION: highest} | {name: int(budget) for name, budget in budgets.items()}
-    return _allocate(table, blocks, joins, limits, shown={DEGRADATION: unit} | dict.fromkeys(budgets, 1))
+    caps = [highest, *(int(budget) for budget in budgets.values())]
+    return _allocate(table, ties, amounts, {DEGRADATION: limit, **budgets}, caps, unit=unit)
 
 
 def smallest_feasible(table: Table, cost: str, ties: Sequence[Tie] = ()) -> int:
-    """Return the smallest total of ``cost`` that any choice of bits reaches; errors as :func:`minimise_degradation`."""
+    """Return the smallest total of ``cost`` that any plan has; errors as in :func:`minimise_degradation`."""
     _check_cost(cost, _check(table))
-    blocks, joins = _gather(table, ties, lambda c: (int(c.costs[cost]),))
-    return _excess(blocks, joins, 0).least
+    _, problem = _gather(table, ties, lambda choice: (int(choice.costs[cost]),), ())
+    return Excess.of(problem, 0).least
 
 
-# --- What is searched: blocks of sites that move as one, joined where their inputs agree -------------------------
+def _is_number(value: Any, lowest: float) -> bool:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    return math.isfinite(float(value)) and float(value) >= lowest
 
 
-@dataclass(frozen=True)
-class _Option:
-    """One choice of a block: ``amounts`` is the objective, then one amount a budget."""
-
-    choices: Mapping[str, Choice]
-    weight_bits: int
-    input_bits: int
-    amounts: tuple[int, ...]
+def _is_whole(value: Any, lowest: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= lowest
 
 
-_Blocks = list[list[_Option]]
-_Joins = list[list[int]]
+def _check(table: Table, lowest: float = 0.0) -> list[str]:
+    """Refuse a table that makes no sense; return the names of its costs."""
+    if not table:
+        raise DataError("The table holds no site; give every site of the network its choices.")
+    names: list[str] | None = None
+    for site, choices in table.items():
+        if not choices:
+            raise DataError(f"Site {site!r} has no choice; give it at least one, or leave it out.")
+        seen = set()
+        for choice in choices:
+            bits = choice.weight_bits, choice.input_bits
+            where = f"site {site!r} at {bits[0]} weight and {bits[1]} input bits"
+            if bits in seen:
+                raise DataError(f"The choice of {where} is given twice; keep the better one.")
+            seen.add(bits)
+            given = choice.degradation
+            if not _is_number(given, lowest):
+                wanted = "a finite number" if lowest < 0 else "a finite number, 0 or more"
+                raise DataError(f"The degradation of {where} is {given!r}; it has to be {wanted}.")
+            costs = sorted(choice.costs)
+            names = costs if names is None else names
+            if costs != names:
+                raise DataError(f"The costs of {where} are {costs}, elsewhere {names}; name the same ones.")
+            for name, cost in choice.costs.items():
+                if name == DEGRADATION or not _is_whole(cost, 0):
+                    rule = f"use whole numbers, 0 or more, and no cost called {DEGRADATION!r}"
+                    raise DataError(f"The cost {name!r} of {where} is {cost!r}; {rule}.")
+    return names or []
 
 
-@dataclass(frozen=True)
-class _Excess:
-    """One amount, counted from the least total any plan has.
-
-    A plan's total is ``least`` plus, for each join, ``of_input`` at its input width, plus ``of_option`` of each block.
-    """
-
-    least: int
-    of_input: list[dict[int, int]]
-    of_option: list[list[int]]
+def _check_cost(cost: str, names: Sequence[str]) -> None:
+    if cost not in names:
+        raise BudgetError(f"The table has no cost {cost!r}; it has {', '.join(names) or 'none'}.")
 
 
-def _excess(blocks: _Blocks, joins: _Joins, amount: int) -> _Excess:
-    """Split ``amounts[amount]`` into the least total and the excess of every choice over it."""
-    best: list[dict[int, int]] = []
-    for options in blocks:
-        best.append({})
-        for option in options:
-            value = option.amounts[amount]
-            best[-1][option.input_bits] = min(value, best[-1].get(option.input_bits, value))
-    totals = [{a: sum(best[b][a] for b in join) for a in _shared(best, join)} for join in joins]
-    leasts = [min(total.values()) for total in totals]
-    return _Excess(
-        sum(leasts),
-        [{a: value - least for a, value in total.items()} for total, least in zip(totals, leasts, strict=True)],
-        [[o.amounts[amount] - low[o.input_bits] for o in options] for options, low in zip(blocks, best, strict=True)],
-    )
+def _check_budgets(budgets: Mapping[str, int], names: Sequence[str]) -> None:
+    for name, budget in budgets.items():
+        _check_cost(name, names)
+        if not _is_whole(budget, 1):
+            raise BudgetError(f"The budget {name}={budget!r} has no meaning; use a positive whole number.")
 
 
-def _shared(widths: Sequence[Mapping[int, object]], join: list[int]) -> list[int]:
-    """Return the input widths that every block of the join has."""
-    return [a for a in widths[join[0]] if all(a in widths[b] for b in join)]
+def _unit(table: Table) -> int:
+    """Return the power of two of which every degradation, multiplied by it, is a whole number."""
+    return max(float(c.degradation).as_integer_ratio()[1] for choices in table.values() for c in choices)
 
 
-def _gather(table: Table, ties: Sequence[Tie], amounts) -> tuple[_Blocks, _Joins]:
-    """Merge sites tied on both widths into blocks, and join blocks tied on their inputs."""
+def _units(choice: Choice, unit: int) -> int:
+    """Return the degradation in units of ``1 / unit``, exactly."""
+    numerator, denominator = float(choice.degradation).as_integer_ratio()
+    return numerator * (unit // denominator)
+
+
+def _gather(
+    table: Table, ties: Sequence[Tie], amounts: Callable[[Choice], tuple[int, ...]], caps: Sequence[int]
+) -> tuple[list[list[str]], Problem]:
+    """Merge sites tied on both widths into blocks, join blocks tied on inputs; also return the sites a block."""
     for tie in ties:
         for site in tie.sites:
             if site not in table:
@@ -252,67 +257,124 @@ def _gather(table: Table, ties: Sequence[Tie], amounts) -> tuple[_Blocks, _Joins
     members = _classes(list(table), [tie.sites for tie in ties if tie.on == "both"])
     block_of = {site: b for b, sites in enumerate(members) for site in sites}
     linked = [[block_of[site] for site in tie.sites] for tie in ties if tie.on == "input"]
-    joins = _classes(range(len(members)), linked)
     blocks = []
     for sites in members:
-        by_bits = [{(c.weight_bits, c.input_bits): c for c in table[site]} for site in sites]
-        options = []
-        for bits in by_bits[0]:
-            if all(bits in known for known in by_bits):
-                chosen = {site: known[bits] for site, known in zip(sites, by_bits, strict=True)}
-                total = tuple(sum(column) for column in zip(*map(amounts, chosen.values()), strict=True))
-                options.append(_Option(chosen, *bits, total))
+        by_bits = [{(c.weight_bits, c.input_bits): amounts(c) for c in table[site]} for site in sites]
+        options = [
+            Option(*bits, tuple(map(sum, zip(*(known[bits] for known in by_bits), strict=True))))
+            for bits in by_bits[0]
+            if all(bits in known for known in by_bits)
+        ]
         if not options:
             raise SiteError(f"The sites {', '.join(sites)} are tied but have no pair of widths in common.")
         blocks.append(_undominated(options))
-    for join in joins:
-        if not _shared([{o.input_bits: o for o in options} for options in blocks], join):
+    problem = Problem(blocks, _classes(list(range(len(blocks))), linked), caps)
+    for join in problem.joins:
+        if not shared(problem, join):
             sites = [site for b in join for site in members[b]]
-            raise SiteError(f"The inputs of the sites {', '.join(sites)} are tied but have no width in common.")
-    return blocks, joins
+            raise SiteError(f"The inputs of {', '.join(sites)} are tied but have no width in common.")
+    return members, problem
 
 
-def _classes(items: Sequence, groups: Sequence[Sequence]) -> list[list]:
+def _classes(items: list[Any], groups: Sequence[Sequence[Any]]) -> list[list[Any]]:
     """Partition ``items`` so that those of a group are together, in the order of ``items``."""
-    class_of = {item: {item: None} for item in items}
+    label = {item: n for n, item in enumerate(items)}
     for group in groups:
-        union = reduce(lambda one, other: one | other, (class_of[item] for item in group), {})
-        class_of |= dict.fromkeys(union, union)
-    distinct = {id(members): members for members in class_of.values()}
-    return [[item for item in items if item in members] for members in distinct.values()]
+        joined = {label[item] for item in group}
+        label = {item: min(joined) if n in joined else n for item, n in label.items()}
+    members: dict[int, list[Any]] = {}
+    for item, n in label.items():
+        members.setdefault(n, []).append(item)
+    return list(members.values())
 
 
-def _undominated(options: list[_Option]) -> list[_Option]:
-    """Drop an option where another of the same input width is no worse in any amount; of equals the first stays."""
-    kept: list[_Option] = []
+def _undominated(options: list[Option]) -> list[Option]:
+    """Drop an option where one of the same input width is no worse in any amount; of equals the first stays."""
+    kept: list[Option] = []
     for option in sorted(options, key=lambda o: o.amounts):
-        rivals = (o for o in kept if o.input_bits == option.input_bits)
-        if not any(all(r <= o for r, o in zip(rival.amounts, option.amounts, strict=True)) for rival in rivals):
+        rivals = (o.amounts for o in kept if o.input_bits == option.input_bits)
+        if not any(all(map(le, amounts, option.amounts)) for amounts in rivals):
             kept.append(option)
     return kept
 
 
-# --- The search -----------------------------------------------------------------------------------------------
-
-
 def _allocate(
-    table: Table, blocks: _Blocks, joins: _Joins, limits: Mapping[str, int], shown: Mapping[str, int]
+    table: Table,
+    ties: Sequence[Tie],
+    amounts: Callable[[Choice], tuple[int, ...]],
+    limits: Mapping[str, float],
+    caps: Sequence[int],
+    *,
+    unit: int,
 ) -> Allocation:
-    """Search, then report; ``shown`` is what one unit of a limit divides by in a message."""
-    caps = list(limits.values())
-    found = _search(blocks, joins, caps)
-    if found is None:
-        asked = {name: cap if shown[name] == 1 else cap / shown[name] for name, cap in limits.items()}
-        least = {name: _excess(blocks, joins, i).least for i, name in enumerate(limits, 1)}
-        raise BudgetError(_infeasible(asked, limits, least, shown))
-    plan, proven, bound = found
-    chosen = {site: choice for option in plan for site, choice in option.choices.items()}
-    value = sum(option.amounts[0] for option in plan)
+    """Search and report; ``limits`` are as the caller gave them, ``caps`` the same as exact amounts."""
+    members, problem = _gather(table, ties, amounts, caps)
+    found = search(problem)
+    if found.plan is None:
+        raise BudgetError(_refusal(problem, limits, unit, found.proven))
+    bits = {
+        site: (option.weight_bits, option.input_bits)
+        for sites, option in zip(members, found.plan, strict=True)
+        for site in sites
+    }
+    choices = {s: next(c for c in table[s] if (c.weight_bits, c.input_bits) == bits[s]) for s in table}
+    objective = total(found.plan, 0)
     return Allocation(
-        choices={site: chosen[site] for site in table},
-        degradation=math.fsum(float(choice.degradation) for choice in chosen.values()),
-        costs={n: sum(int(c.costs[n]) for c in chosen.values()) for n in next(iter(chosen.values())).costs},
-        status="optimal" if proven else "feasible",
-        gap=float(1 - Fraction(bound, value)) if value > bound else 0.0,
-        binding=tuple(_binding(blocks, joins, plan, limits)),
+        choices,
+        math.fsum(choice.degradation for choice in choices.values()),
+        {
+            name: sum(int(c.costs[name]) for c in choices.values())
+            for name in next(iter(choices.values())).costs
+        },
+        "optimal" if found.proven else "feasible",
+        float(1 - found.bound / objective) if objective > found.bound else 0.0,
+        tuple(_binding(problem, found.plan, list(limits))),
     )
+
+
+def _refusal(problem: Problem, limits: Mapping[str, float], unit: int, proven: bool) -> str:
+    """Say which limits are not met, and what the smallest feasible value of each is."""
+    leasts = [Excess.of(problem, amount).least for amount in range(1, 1 + len(limits))]
+    asked = [f"{name} <= {limit}" for name, limit in limits.items()]
+    alone = [cap < least for cap, least in zip(problem.caps, leasts, strict=True)]
+    smallest = " and ".join(
+        f"{name} {least / unit if name == DEGRADATION else least}"
+        for name, least in zip(limits, leasts, strict=True)
+    )
+    hint = f"the smallest feasible is {smallest}" if len(limits) == 1 else f"each alone can reach {smallest}"
+    if not proven:
+        return f"The search ended without a plan for {' and '.join(asked)}; allow more: {hint}."
+    if any(alone):
+        impossible = " and ".join(text for text, hopeless in zip(asked, alone, strict=True) if hopeless)
+        return f"No choice of bits meets {impossible}; {hint}."
+    return f"No choice of bits meets {' and '.join(asked)} together; {hint}."
+
+
+def _binding(problem: Problem, plan: Sequence[Option], names: Sequence[str]) -> Iterator[str]:
+    """Yield the limits that bind, as :class:`Allocation` defines it."""
+    spare = [cap - total(plan, amount) for amount, cap in enumerate(problem.caps, 1)]
+    blocked = [
+        {i for i, room in enumerate(spare) if added[i + 1] > room}
+        for added in _changes(problem, plan)
+        if added[0] < 0
+    ]
+    for i, name in enumerate(names):
+        if blocked and (all(i in limits for limits in blocked) or {i} in blocked):
+            yield name
+
+
+def _changes(problem: Problem, plan: Sequence[Option]) -> Iterator[list[int]]:
+    """Yield what every single change of the plan adds to each amount."""
+    for join in problem.joins:
+        width = plan[join[0]].input_bits
+        swaps = [{b: o} for b in join for o in problem.blocks[b] if o.input_bits == width or len(join) == 1]
+        for other in shared(problem, join):
+            wanted = {b: (plan[b].weight_bits, other) for b in join}
+            swap = {
+                b: o for b in join for o in problem.blocks[b] if (o.weight_bits, o.input_bits) == wanted[b]
+            }
+            if len(swap) == len(join):
+                swaps.append(swap)
+        for swap in swaps:
+            replaced = [plan[b] for b in swap]
+            yield [total(swap.values(), i) - total(replaced, i) for i in range(len(plan[0].amounts))]

@@ -31,7 +31,7 @@ def calibrate(q: QModel, data: Any, *, method: str = "mse") -> QModel:
 
     def look(node, value):
         if node.name in wanted:
-            new = observe([value], node.name)
+            new = observe(value, node.name)
             seen[node.name] = merge(seen[node.name], new) if node.name in seen else new
 
     view = FloatView(q.state)

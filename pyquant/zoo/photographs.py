@@ -1,7 +1,7 @@
 """Crops of photographs without labels, for calibration and for agreement with fp32 on many images.
 
-The backgrounds packages hold drawings too, so the photographs are listed. The two sets share no photograph: what
-calibrates on one may be judged on the other.
+The backgrounds packages hold drawings too, so the photographs are listed. The two sets share no photograph:
+what calibrates on one may be judged on the other.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pyquant.errors import DataError
 from pyquant.zoo.pixels import SIDE, Image, square_input
 from pyquant.zoo.sources import debian_path
 
-SMALLEST = 0.25  # shortest side of a crop, as a share of the photograph's shorter side
+SHORTER_SIDE = 4 * SIDE  # pixels, of a photograph before it is cut
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def photo_crops(
 ) -> torch.Tensor:
     """Cut random squares from photographs, as many from each.
 
-    A side is drawn log-uniformly from a quarter of the photograph's shorter side to all of it, so details and
-    scenes are equally likely; half of the squares are mirrored.
+    A square's side is drawn log-uniformly from a quarter of the photograph's shorter side to all of it, so
+    details and scenes are equally likely; half of the squares are mirrored.
 
     Args:
         data: folder that `make data` filled; None searches ``.data`` here, then the system.
@@ -87,18 +87,25 @@ def photo_crops(
     """
     if count < 1:
         raise DataError(f"count={count} crops were asked for; ask for 1 or more")
-    paths = [debian_path(photographs.package, f"{photographs.folder}/{name}", data) for name in photographs.files]
+    paths = [
+        debian_path(photographs.package, f"{photographs.folder}/{name}", data) for name in photographs.files
+    ]
     # All numbers are drawn first, so that each photograph is decoded once and only one is in memory.
     draws = torch.rand(count, 4, generator=torch.Generator().manual_seed(seed)).tolist()
     crops = torch.empty(count, 3, SIDE, SIDE)
     for first, path in enumerate(paths[:count]):
-        with Image.open(path) as file:
-            picture = file.convert("RGB")
+        picture = _scaled(Image.open(path))
         width, height = picture.size
         for index in range(first, count, len(paths)):
             size, across, down, mirror = draws[index]
-            side = int(min(width, height) * SMALLEST ** size)
+            side = round(SIDE * (SHORTER_SIDE / SIDE) ** size)
             left, top = int(across * (width - side + 1)), int(down * (height - side + 1))
             crop = square_input(picture, left, top, side)
             crops[index] = crop.flip(2) if mirror < 0.5 else crop
     return crops
+
+
+def _scaled(photograph: Image.Image) -> Image.Image:
+    scale = SHORTER_SIDE / min(photograph.size)
+    width, height = (round(scale * length) for length in photograph.size)
+    return photograph.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)

@@ -1,7 +1,5 @@
 """From a picture to the input of EfficientNet-Lite0."""
 
-from math import ceil
-
 import numpy as np
 import torch
 
@@ -32,13 +30,13 @@ def preprocess(picture: Image.Image) -> torch.Tensor:
 def on_white(cut_out: Image.Image) -> Image.Image:
     """Put a picture with an alpha channel on a white square so large that `preprocess` keeps all of it."""
     cut_out = cut_out.convert("RGBA")
-    side = ceil(max(cut_out.size) / CROP)
+    side = int(max(cut_out.size) / CROP)
     square = Image.new("RGBA", (side, side), "white")
     square.alpha_composite(cut_out, ((side - cut_out.width) // 2, (side - cut_out.height) // 2))
     return square.convert("RGB")
 
 
 def square_input(picture: Image.Image, left: int, top: int, side: int) -> torch.Tensor:
-    """Cut a square from an RGB ``picture`` and scale it; ``left``, ``top``, ``side`` in pixels, result as `preprocess`."""
+    """Cut a square (``left``, ``top``, ``side`` in pixels) from an RGB picture and scale it likewise."""
     square = picture.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return torch.from_numpy((np.asarray(square, np.float32) - 127) / 128).permute(2, 0, 1).contiguous()

@@ -1,8 +1,8 @@
 """ResNet-20 for Fashion-MNIST: the definition, and the weights that come with this package.
 
-Three stages of three basic blocks with 16, 32 and 64 channels, as in He et al. 2015 (section 4.2), on 28 x 28 grey
-images. Shortcuts that change the shape are 1 x 1 convolutions (option B of the paper). `train_resnet20.py` made the
-weights and wrote its recipe into their file.
+Three stages of three basic blocks with 16, 32 and 64 channels, as in He et al. 2015 (section 4.2), on 28 x 28
+grey images. Shortcuts that change the shape are 1 x 1 convolutions (option B of the paper).
+`train_resnet20.py` made the weights and wrote its recipe into their file.
 """
 
 from pathlib import Path

@@ -19,6 +19,8 @@ def accuracy(logits: torch.Tensor, accepted: Sequence[Sequence[int]], k: int = 1
         DataError: there are no images, or the two have different lengths.
     """
     if len(logits) != len(accepted) or not accepted:
-        raise DataError(f"{len(logits)} rows of logits for {len(accepted)} labelled images; give as many, one or more")
+        raise DataError(
+            f"{len(logits)} rows of logits for {len(accepted)} labelled images; give as many, one or more"
+        )
     top = logits.topk(k, dim=1).indices.tolist()
     return sum(not set(row).isdisjoint(right) for row, right in zip(top, accepted, strict=True)) / len(top)

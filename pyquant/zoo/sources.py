@@ -43,7 +43,9 @@ def debian_path(package: str, path: str, data: str | Path | None = None) -> Path
     roots = [DATA_FOLDER, SYSTEM]
     if data is not None:
         if not Path(data).is_dir():
-            raise DataError(f"data folder '{data}' is not a folder; give the one that `make data` filled, or None")
+            raise DataError(
+                f"data folder '{data}' is not a folder; give the one that `make data` filled, or None"
+            )
         roots.insert(0, Path(data))
     for root in roots:
         if (root / path).exists():

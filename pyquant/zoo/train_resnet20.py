@@ -1,7 +1,7 @@
 """Trains ResNet-20 on Fashion-MNIST: ``python -m pyquant.zoo.train_resnet20 --data .data --out FILE``.
 
-One thread and fixed seeds, so a run on the same machine gives the same weights. The last epoch is what is saved:
-the test set chooses nothing, it is only reported.
+One thread and fixed seeds, so a run on the same machine gives the same weights. The last epoch is what is
+saved: the test set chooses nothing, it is only reported.
 """
 
 import argparse
@@ -57,10 +57,16 @@ def share_correct(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) 
 
 
 def train(images: torch.Tensor, labels: torch.Tensor, recipe: TrainingRecipe) -> ResNet20:
-    """Train on ``[n, 1, 28, 28]`` float32 images with ``[n]`` int64 labels; the model of the last step, in eval mode."""
-    torch.manual_seed(recipe.seed)
+    """Train on ``[n, 1, 28, 28]`` float32 images and ``[n]`` int64 labels.
+
+    Returns:
+        The model after the last step, in eval mode.
+    """
     generator = torch.Generator().manual_seed(recipe.seed)
-    model = ResNet20().to(memory_format=torch.channels_last)
+    with torch.random.fork_rng():  # layers draw their first weights from the global generator
+        torch.manual_seed(recipe.seed)
+        model = ResNet20()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
     optimiser = torch.optim.SGD(
         model.parameters(), recipe.peak_rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
     )
@@ -87,11 +93,12 @@ def train(images: torch.Tensor, labels: torch.Tensor, recipe: TrainingRecipe) ->
             loss_sum += loss.item()
         seconds = time.monotonic() - started
         LOG.info("epoch %d of %d: loss %.4f, %.0f s", epoch + 1, recipe.epochs, loss_sum / steps, seconds)
-    return model.to(memory_format=torch.contiguous_format).eval()
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return model.eval()
 
 
 def save(model: ResNet20, path: Path, recipe: TrainingRecipe, accuracy: float) -> None:
-    """Write the weights with recipe and accuracy in the header; aside first, so no partial file is ever left."""
+    """Write the weights, recipe and accuracy; aside first, so that no partial file is ever left."""
     header = {
         "data": "Fashion-MNIST, 60,000 training images",
         "recipe": json.dumps(asdict(recipe)),

@@ -1,0 +1,148 @@
+"""AdaQuant, layer by layer: find the codes, scales and bias that keep each site's output, on a small calibration set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from pyquant.data import held_out, load_batches
+from pyquant.errors import DataError
+from pyquant.grid import Grid, QParams
+from pyquant.model import QModel, SiteWeights
+from pyquant.moments import Moments, parallel_moments, site_groups, walk
+from pyquant.quantizer import weight_qparams
+from pyquant.reference import spread
+from pyquant.steps.rounding import adaquant as learned
+from pyquant.steps.rounding.coordinate import descend
+from pyquant.steps.rounding.gptq import feed_back
+from pyquant.steps.rounding.objective import Objective, Rounded, nearest
+
+Progress = Callable[[str, int, int], None]
+FLOWS = ("parallel", "sequential")
+
+
+@dataclass(frozen=True)
+class SiteResult:
+    """What AdaQuant found for one site at one width.
+
+    Args:
+        weights: codes, scales and bias, ready for ``QModel.weights``.
+        engine: which rounding won on the held-out rows: ``"nearest"``, ``"adaquant"`` or ``"gptq"``.
+        error, nearest_error: mean squared error on held-out rows over the output's variance, of the winner and of nearest.
+    """
+
+    weights: SiteWeights
+    engine: str
+    error: float
+    nearest_error: float
+
+
+def adaquant(
+    q: QModel, data: Any, *, flow: str = "parallel", cache_bytes: int = 2 << 30, progress: Progress | None = None
+) -> QModel:
+    """Calibrate every site's weights layer by layer; no site ends worse than nearest rounding on held-out rows.
+
+    Args:
+        q: a calibrated model.
+        data: unlabelled inputs; a quarter of the rows is held out.
+        flow: ``"parallel"`` gives each site the float network's inputs, so that sites are independent; ``"sequential"`` gives it
+            those of the quantised network before it. Targets are always the float outputs of float inputs.
+        cache_bytes: bound of the cache of moments (parallel) or of live values (sequential).
+        progress: called with (site, done, total).
+
+    Returns:
+        The model with new weights, scales and biases.
+    """
+    q.check_calibrated("adaquant")
+    if flow not in FLOWS:
+        raise DataError(f"flow={flow!r} is unknown; use {' or '.join(FLOWS)}.")
+    fit, held = held_out(load_batches(data, q.graph))
+    results: dict[str, SiteResult] = {}
+
+    def decide(q: QModel, site: str, moments: list[Moments]) -> QModel:
+        results[site] = solve_site(q, site, q.plan[site].weight, moments[0], moments[-1])
+        if progress is not None:
+            progress(site, len(results), len(q.graph.sites))
+        return replace(q, weights={**q.weights, site: results[site].weights})
+
+    with torch.no_grad():
+        if flow == "sequential":
+            q = walk(q, (fit, held), decide, cache_bytes)
+        else:
+            for group in site_groups(q, cache_bytes):
+                on_fit, on_held = parallel_moments(q, fit, group), parallel_moments(q, held, group)
+                for site in group:
+                    q = decide(q, site, [on_fit[site], on_held[site]])
+    engines = {name: sum(r.engine == name for r in results.values()) for name in ("nearest", "adaquant", "gptq")}
+    return q.logged("adaquant", flow=flow, engines=engines, errors={s: (r.error, r.nearest_error) for s, r in results.items()})
+
+
+def candidates(
+    q: QModel, data: Any, widths: Mapping[str, tuple[int, ...]], *, cache_bytes: int = 2 << 30, progress: Progress | None = None
+) -> dict[tuple[str, int], SiteWeights]:
+    """Parallel AdaQuant at several weight widths a site, for the bit allocation to choose from.
+
+    Args:
+        q: a calibrated model.
+        data: unlabelled inputs.
+        widths: site -> weight bits to try.
+    """
+    q.check_calibrated("candidates")
+    fit, held = held_out(load_batches(data, q.graph))
+    found: dict[tuple[str, int], SiteWeights] = {}
+    with torch.no_grad():
+        for group in site_groups(q, cache_bytes):
+            on_fit, on_held = parallel_moments(q, fit, group), parallel_moments(q, held, group)
+            for site in group:
+                for bits in widths[site]:
+                    grid = q.plan[site].weight.with_bits(bits)
+                    found[site, bits] = solve_site(q, site, grid, on_fit[site], on_held[site]).weights
+                if progress is not None:
+                    progress(site, len({s for s, _ in found}), len(q.graph.sites))
+    return found
+
+
+def solve_site(q: QModel, site: str, grid: Grid, fit: Moments, held: Moments) -> SiteResult:
+    """Try each rounding engine on the fit rows and keep the best on the held-out rows; nearest is among them."""
+    weight = q.state[f"{site}.weight"]
+    objective = Objective.of(fit, weight)
+    shape = objective.weight.shape
+    importance = torch.diagonal(objective.h, dim1=-2, dim2=-1)[:, None, :].expand(shape).reshape(weight.shape).float()
+    plain, weighed = weight_qparams(weight, grid), weight_qparams(weight, grid, importance)
+    tried = {"nearest": (nearest(objective.weight, *_elementwise(plain, grid, weight.shape, shape), grid), q.state[f"{site}.bias"])}
+    scale, zero = _elementwise(weighed, grid, weight.shape, shape)
+    starts = {"adaquant": learned.learn(objective, scale, zero, grid), "gptq": feed_back(objective, scale, zero, grid)}
+    for name, start in starts.items():
+        rounded = descend(objective, start, grid)
+        tried[name] = (rounded, fit.best_bias(rounded.real()).reshape(-1).float())
+    power = (held.yy - held.t[..., -1].square() / held.rows).sum().clamp(min=1e-30) / held.rows
+    errors = {
+        name: (held.error(rounded.real(), bias.reshape(shape[:2])).sum() / power).item() for name, (rounded, bias) in tried.items()
+    }
+    best = min(errors, key=lambda name: errors[name])
+    rounded, bias = tried[best]
+    qparams = _shared(rounded, grid, weight.shape)
+    codes = rounded.codes.to(grid.code_dtype).reshape(weight.shape)
+    return SiteResult(SiteWeights(codes, qparams, bias), best, errors[best], errors["nearest"])
+
+
+def _elementwise(qparams: QParams, grid: Grid, weight: torch.Size, shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero point as ``[G, n, 1]`` where each row has its own, else ``[G, n, K]``."""
+    params = (qparams.scale, qparams.zero_point)
+    if grid.axis == 0 and grid.group_size is None:
+        scale, zero = (p.reshape(*shape[:2], 1) for p in params)
+    else:
+        scale, zero = (spread(p, weight, grid.axis, grid.group_size).expand(weight).reshape(shape) for p in params)
+    return scale, zero
+
+
+def _shared(rounded: Rounded, grid: Grid, weight: torch.Size) -> QParams:
+    """Back to one scale for all that share it."""
+    shape = grid.scale_shape(tuple(weight))
+    step = 1 if grid.group_size is None else grid.group_size
+    if grid.axis is None:
+        return QParams(rounded.scale.float().flatten()[0], rounded.zero.float().flatten()[0])
+    return QParams(*(p.float().reshape(weight[0], -1)[:, ::step].reshape(shape).contiguous() for p in (rounded.scale, rounded.zero)))
