@@ -13,8 +13,10 @@ void conv_tile(const ConvLayer& layer, const ConvPixels& pixels, int64_t first, 
   const int64_t panel_bytes = layer.segments * layer.steps * (kLanes * 4);
   const int8_t* w = layer.weight + panel * panel_bytes;
   Lanes::Ints acc[R][P];
+#pragma GCC unroll 8
   for (int p = 0; p < P; ++p) {
     const Lanes::Ints seed = Lanes::load_ints(layer.seed + (panel + p) * kLanes);
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) acc[r][p] = seed;
   }
   for (int64_t s = 0; s < layer.segments; ++s) {
@@ -31,19 +33,27 @@ void conv_tile(const ConvLayer& layer, const ConvPixels& pixels, int64_t first, 
     }
   }
   const Requantise requantise(layer.epilogue);
+#pragma GCC unroll 8
   for (int p = 0; p < P; ++p) {
     const int64_t channel = (panel + p) * kLanes;
     const int64_t n = layer.channels - channel < kLanes ? layer.channels - channel : kLanes;
     const Affine affine(layer.epilogue, channel);
-    for (int r = 0; r < R; ++r) {
-      void* y = pixels.y[first + r];
-      if (pixels.to_float) {
-        Lanes::store_floats(static_cast<float*>(y) + channel, affine(acc[r][p]), n);
-      } else if (pixels.residual != nullptr) {
+    // One unrolled loop for each kind of result: a branch inside would send the accumulators through memory.
+    if (pixels.to_float) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        Lanes::store_floats(static_cast<float*>(pixels.y[first + r]) + channel, affine(acc[r][p]), n);
+      }
+    } else if (pixels.residual != nullptr) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
         requantise.store(requantise.add_residual(affine(acc[r][p]), pixels.residual[first + r] + channel),
-                         static_cast<uint8_t*>(y) + channel, n);
-      } else {
-        requantise.store(affine(acc[r][p]), static_cast<uint8_t*>(y) + channel, n);
+                         static_cast<uint8_t*>(pixels.y[first + r]) + channel, n);
+      }
+    } else {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        requantise.store(affine(acc[r][p]), static_cast<uint8_t*>(pixels.y[first + r]) + channel, n);
       }
     }
   }

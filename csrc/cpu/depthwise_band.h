@@ -30,6 +30,7 @@ void depthwise_columns(const DepthwiseLayer& layer, const DepthwiseBand& band, i
   constexpr int64_t kColumnBytes = kLanes * 4;
   Lanes::Ints acc[C];
   const Lanes::Ints seed = Lanes::load_ints(layer.seed + band.panel * kLanes);
+#pragma GCC unroll 8
   for (int c = 0; c < C; ++c) acc[c] = seed;
   const int64_t step = layer.column_stride * kColumnBytes;
   for (int64_t q = layer.quad_begin[row]; q < layer.quad_end[row]; ++q) {
@@ -51,11 +52,13 @@ void depthwise_columns(const DepthwiseLayer& layer, const DepthwiseBand& band, i
   if (band.residual != nullptr) {
     const uint8_t* residual =
         band.residual + row * band.residual_row_stride + column * band.residual_pixel_stride + channel;
+#pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {
       requantise.store(requantise.add_residual(affine(acc[c]), residual + c * band.residual_pixel_stride),
                        y + c * band.y_pixel_stride, n);
     }
   } else {
+#pragma GCC unroll 8
     for (int c = 0; c < C; ++c) requantise.store(affine(acc[c]), y + c * band.y_pixel_stride, n);
   }
 }

@@ -56,10 +56,17 @@ def conv_s8(
 
     Source: :func:`pyquant.reference.accumulate_conv` and :func:`pyquant.reference.requantize`.
     """
-    check_dtypes(x=(x, torch.uint8), weight=(weight, torch.int8), multiplier=(multiplier, torch.float32), bias=(bias, torch.float32))
+    check_dtypes(
+        x=(x, torch.uint8),
+        weight=(weight, torch.int8),
+        multiplier=(multiplier, torch.float32),
+        bias=(bias, torch.float32),
+    )
     check_code_range(x_zero=x_zero, y_zero=y_zero, low=low, high=high)
     if x.dim() != 4 or weight.dim() != 4 or min(x.shape) == 0:
-        raise ShapeError(f"conv_s8 takes x [B, H, W, C] and weight [N, KH, KW, C / groups], not {list(x.shape)} and {list(weight.shape)}.")
+        raise ShapeError(
+            f"conv_s8 takes x [B, H, W, C] and weight [N, KH, KW, C / groups], not {list(x.shape)} and {list(weight.shape)}."
+        )
     n, kh, kw, c = weight.shape
     if c * groups != x.shape[3] or n % groups or multiplier.shape != (n,) or bias.shape != (n,):
         raise ShapeError(
@@ -68,7 +75,9 @@ def conv_s8(
         )
     check_accumulator(kh * kw * c, x_zero, weight, "conv_s8")
     if min(_output_size(x.shape, weight.shape, stride, padding, dilation)) < 1:
-        raise ShapeError(f"conv_s8: a {kh} x {kw} kernel does not fit a {x.shape[1]} x {x.shape[2]} input; add padding.")
+        raise ShapeError(
+            f"conv_s8: a {kh} x {kw} kernel does not fit a {x.shape[1]} x {x.shape[2]} input; add padding."
+        )
     run = torch.ops.pyquant.conv_s8 if backend == "auto" else choose("conv_s8", x.device, backend).kernel
     return run(x, weight, multiplier, bias, x_zero, y_zero, low, high, stride, padding, dilation, groups)
 
@@ -92,7 +101,9 @@ def _fake(
     x_zero: int, y_zero: int, low: int, high: int,
     stride: list[int], padding: list[int], dilation: list[int], groups: int,
 ) -> Tensor:  # fmt: skip
-    return x.new_empty(x.shape[0], *_output_size(x.shape, weight.shape, stride, padding, dilation), weight.shape[0])
+    return x.new_empty(
+        x.shape[0], *_output_size(x.shape, weight.shape, stride, padding, dilation), weight.shape[0]
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- backends
@@ -104,7 +115,9 @@ def _reference(
 ) -> Tensor:  # fmt: skip
     zero = torch.zeros(weight.shape[0], dtype=torch.int32)
     oihw = weight.permute(0, 3, 1, 2)
-    acc = reference.accumulate_conv(x, x_zero, oihw, zero, tuple(stride), tuple(padding), tuple(dilation), groups)  # type: ignore[arg-type]
+    acc = reference.accumulate_conv(
+        x, x_zero, oihw, zero, tuple(stride), tuple(padding), tuple(dilation), groups
+    )  # type: ignore[arg-type]
     return reference.requantize(acc, multiplier, bias, y_zero, low, high)
 
 
@@ -141,7 +154,9 @@ class PackedConv:
             # A matrix is a 1 x 1 kernel.
             weight = weight[:, None, None, :]
         self.engine = extension().Engine(isa)  # type: ignore[union-attr]
-        sizes = _output_size((1, *shape), weight.shape, options["stride"], options["padding"], options["dilation"])
+        sizes = _output_size(
+            (1, *shape), weight.shape, options["stride"], options["padding"], options["dilation"]
+        )
         self.shape = (*sizes, weight.shape[0])
         self.dtype = torch.float32 if to_float else torch.uint8
         x, y = self.engine.value(False, False, *shape), self.engine.value(to_float, False, *self.shape)
@@ -163,7 +178,9 @@ class PackedConv:
 _layers: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def packed(weight: Tensor, multiplier: Tensor, bias: Tensor, shape: tuple[int, ...], **options: Any) -> PackedConv:
+def packed(
+    weight: Tensor, multiplier: Tensor, bias: Tensor, shape: tuple[int, ...], **options: Any
+) -> PackedConv:
     """The packed form of ``weight``, kept until the weight dies, changes, or is called with other options."""
     key = (shape, tuple(options.items()), *((t.data_ptr(), t._version) for t in (weight, multiplier, bias)))
     kept = _layers.get(weight)
@@ -236,4 +253,6 @@ def check_accumulator(length: int, x_zero: int, weight: Tensor, site: str) -> No
         return
     largest = max(x_zero, 255 - x_zero) * int(weight.to(torch.int32).abs().max())
     if length * largest > INT32_MAX:
-        raise ShapeError(f"{site!r} sums K={length} products of up to {largest}; int32 holds at most K={INT32_MAX // largest}.")
+        raise ShapeError(
+            f"{site!r} sums K={length} products of up to {largest}; int32 holds at most K={INT32_MAX // largest}."
+        )

@@ -66,7 +66,11 @@ def gemm_s8_float(
     """
     check_code_range(x_zero=x_zero)
     _check(x, weight, multiplier, bias, x_zero)
-    run = torch.ops.pyquant.gemm_s8_float if backend == "auto" else choose("gemm_s8_float", x.device, backend).kernel
+    run = (
+        torch.ops.pyquant.gemm_s8_float
+        if backend == "auto"
+        else choose("gemm_s8_float", x.device, backend).kernel
+    )
     return run(x, weight, multiplier, bias, x_zero)
 
 
@@ -76,7 +80,8 @@ torch.library.define(
     "(Tensor x, Tensor weight, Tensor multiplier, Tensor bias, int x_zero, int y_zero, int low, int high) -> Tensor",
 )
 torch.library.define(
-    "pyquant::gemm_s8_float", "(Tensor x, Tensor weight, Tensor multiplier, Tensor bias, int x_zero) -> Tensor"
+    "pyquant::gemm_s8_float",
+    "(Tensor x, Tensor weight, Tensor multiplier, Tensor bias, int x_zero) -> Tensor",
 )
 
 
@@ -139,10 +144,24 @@ def _rows(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, options: 
 
 # ---------------------------------------------------------------------------------------------------------------- checks
 def _check(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, x_zero: int) -> None:
-    check_dtypes(x=(x, torch.uint8), weight=(weight, torch.int8), multiplier=(multiplier, torch.float32), bias=(bias, torch.float32))
-    if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1] or min(*x.shape, *weight.shape) == 0:
-        raise ShapeError(f"gemm_s8 takes x [M, K] and weight [N, K], not {list(x.shape)} and {list(weight.shape)}.")
+    check_dtypes(
+        x=(x, torch.uint8),
+        weight=(weight, torch.int8),
+        multiplier=(multiplier, torch.float32),
+        bias=(bias, torch.float32),
+    )
+    if (
+        x.dim() != 2
+        or weight.dim() != 2
+        or x.shape[1] != weight.shape[1]
+        or min(*x.shape, *weight.shape) == 0
+    ):
+        raise ShapeError(
+            f"gemm_s8 takes x [M, K] and weight [N, K], not {list(x.shape)} and {list(weight.shape)}."
+        )
     n = weight.shape[0]
     if multiplier.shape != (n,) or bias.shape != (n,):
-        raise ShapeError(f"gemm_s8: multiplier {list(multiplier.shape)} and bias {list(bias.shape)} should be [{n}].")
+        raise ShapeError(
+            f"gemm_s8: multiplier {list(multiplier.shape)} and bias {list(bias.shape)} should be [{n}]."
+        )
     check_accumulator(x.shape[1], x_zero, weight, "gemm_s8")

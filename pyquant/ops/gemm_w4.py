@@ -136,7 +136,13 @@ class PackedW4:
         scale = scale.contiguous()
         self.outputs = packed.shape[0]
         self.layer = extension().LinearW4(  # type: ignore[union-attr]
-            codes.data_ptr(), zero.data_ptr(), scale.data_ptr(), self.outputs, length, group_size or length, isa
+            codes.data_ptr(),
+            zero.data_ptr(),
+            scale.data_ptr(),
+            self.outputs,
+            length,
+            group_size or length,
+            isa,
         )
 
     def __call__(self, x: Tensor, x_scale: Tensor, x_zero: Tensor, threads: int | None = None) -> Tensor:
@@ -154,7 +160,13 @@ class PackedW4:
 
 # ---------------------------------------------------------------------------------------------------------------- checks
 def _check(
-    x: Tensor, packed: Tensor, scale: Tensor, x_scale: Tensor, x_zero: Tensor, zero_point: Tensor, group_size: int | None
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    x_scale: Tensor,
+    x_zero: Tensor,
+    zero_point: Tensor,
+    group_size: int | None,
 ) -> None:
     if x.dtype not in (torch.uint8, torch.int8):
         raise DTypeError(f"x is {x.dtype}; give uint8 or int8 codes.")
@@ -163,18 +175,28 @@ def _check(
         x_zero=(x_zero, torch.int32), zero_point=(zero_point, torch.int32),
     )  # fmt: skip
     if x.dim() != 2 or packed.dim() != 2 or min(*x.shape, *packed.shape) == 0:
-        raise ShapeError(f"gemm_w4 takes x [M, K] and packed [N, ceil(K / 8)], not {list(x.shape)} and {list(packed.shape)}.")
+        raise ShapeError(
+            f"gemm_w4 takes x [M, K] and packed [N, ceil(K / 8)], not {list(x.shape)} and {list(packed.shape)}."
+        )
     (m, k), n = x.shape, packed.shape[0]
     if packed.shape[1] != words_of(k, 4):
-        raise ShapeError(f"packed has {packed.shape[1]} words a row; K={k} codes of 4 bits take {words_of(k, 4)}.")
+        raise ShapeError(
+            f"packed has {packed.shape[1]} words a row; K={k} codes of 4 bits take {words_of(k, 4)}."
+        )
     if group_size is not None and (group_size not in GROUP_SIZES or k % group_size):
-        raise ShapeError(f"group_size={group_size} does not suit K={k}; use a divisor of K among 32, 64 and 128, or None.")
+        raise ShapeError(
+            f"group_size={group_size} does not suit K={k}; use a divisor of K among 32, 64 and 128, or None."
+        )
     groups = 1 if group_size is None else k // group_size
     if (group_size or k) > LONGEST_GROUP:
-        raise ShapeError(f"a row of K={k} codes is too long for int32 sums; use groups, or at most K={LONGEST_GROUP}.")
+        raise ShapeError(
+            f"a row of K={k} codes is too long for int32 sums; use groups, or at most K={LONGEST_GROUP}."
+        )
     if scale.shape != (n, groups) or zero_point.shape != (n, groups):
         raise ShapeError(
             f"scale {list(scale.shape)} and zero_point {list(zero_point.shape)} should be {[n, groups]} for {groups} groups a row."
         )
     if x_scale.shape != (m,) or x_zero.shape != (m,):
-        raise ShapeError(f"x_scale {list(x_scale.shape)} and x_zero {list(x_zero.shape)} should be [{m}], one a row.")
+        raise ShapeError(
+            f"x_scale {list(x_scale.shape)} and x_zero {list(x_zero.shape)} should be [{m}], one a row."
+        )

@@ -30,11 +30,15 @@ def pack(codes: Tensor, bits: int, zero_point: Tensor | None = None) -> Tensor:
     """
     _check_bits(bits)
     if codes.dim() != 2:
-        raise ShapeError(f"codes to pack are [N, K], not {list(codes.shape)}; reshape each row to one dimension.")
+        raise ShapeError(
+            f"codes to pack are [N, K], not {list(codes.shape)}; reshape each row to one dimension."
+        )
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise DTypeError(f"codes to pack are integers, not {codes.dtype}; quantize first.")
     if codes.numel() and (int(codes.min()) < -(1 << (bits - 1)) or int(codes.max()) >= 1 << bits):
-        raise GridError(f"codes {int(codes.min())}..{int(codes.max())} do not fit {bits} bits; clamp them to the grid.")
+        raise GridError(
+            f"codes {int(codes.min())}..{int(codes.max())} do not fit {bits} bits; clamp them to the grid."
+        )
     rows, length = codes.shape
     fill = torch.zeros(rows, dtype=torch.int64) if zero_point is None else zero_point.to(torch.int64)
     if fill.shape != (rows,):

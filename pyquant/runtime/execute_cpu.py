@@ -46,7 +46,9 @@ class CpuExecutor:
         if why is not None:
             raise BackendError(f"the cpu executor cannot run: {why}.")
         if threads is not None and threads < 1:
-            raise BackendError(f"threads={threads} makes no sense; use 1 or more, or None for torch's number.")
+            raise BackendError(
+                f"threads={threads} makes no sense; use 1 or more, or None for torch's number."
+            )
         self.program = program
         self.threads = threads if threads is not None else torch.get_num_threads()
         self.isa = isa
@@ -94,7 +96,9 @@ class CpuExecutor:
     def _checked(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         names = self.program.inputs
         if len(inputs) != len(names):
-            raise ShapeError(f"the program takes {len(names)} inputs ({', '.join(names)}), not {len(inputs)}.")
+            raise ShapeError(
+                f"the program takes {len(names)} inputs ({', '.join(names)}), not {len(inputs)}."
+            )
         for name, x in zip(names, inputs, strict=True):
             value = self.program.values[name]
             dtype = torch.uint8 if value.kind == "codes" else torch.float32
@@ -102,11 +106,17 @@ class CpuExecutor:
                 given = x.dtype if isinstance(x, Tensor) else type(x).__name__
                 raise DTypeError(f"input {name!r} is {given}; the program takes {dtype} tensors.")
             if x.device.type != "cpu":
-                raise DTypeError(f"input {name!r} is on {x.device}; the cpu executor takes CPU tensors, so call .cpu() first.")
+                raise DTypeError(
+                    f"input {name!r} is on {x.device}; the cpu executor takes CPU tensors, so call .cpu() first."
+                )
             if x.dim() != len(value.shape) + 1 or tuple(x.shape[1:]) != value.shape:
-                raise ShapeError(f"input {name!r} has shape {list(x.shape)}; the program takes [B, {_dims(value.shape)}].")
+                raise ShapeError(
+                    f"input {name!r} has shape {list(x.shape)}; the program takes [B, {_dims(value.shape)}]."
+                )
             if x.shape[0] != inputs[0].shape[0]:
-                raise ShapeError(f"inputs have batches of {inputs[0].shape[0]} and {x.shape[0]}; give all the same batch.")
+                raise ShapeError(
+                    f"inputs have batches of {inputs[0].shape[0]} and {x.shape[0]}; give all the same batch."
+                )
             if x.shape[0] == 0:
                 raise ShapeError(f"input {name!r} holds an empty batch; give at least one sample.")
         return [x.contiguous() for x in inputs]
@@ -133,7 +143,9 @@ class CpuExecutor:
             groups.extend([op] for op in floats)
             left = [op for op in waiting if op.output not in known]
             if len(left) == len(waiting):
-                raise BackendError(f"op {left[0].name!r} reads {left[0].inputs}, which no earlier op or input gives.")
+                raise BackendError(
+                    f"op {left[0].name!r} reads {left[0].inputs}, which no earlier op or input gives."
+                )
             waiting = left
         return tuple(self._region(group, groups[i + 1 :]) for i, group in enumerate(groups))
 

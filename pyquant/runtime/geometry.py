@@ -29,7 +29,9 @@ def check_op(op: Op, values: dict[str, Value]) -> None:
     if op.kind == "aten":
         return
     if op.kind not in _EXPECTED:
-        raise BackendError(f"op {op.name!r} is of kind {op.kind!r}; the cpu executor knows {', '.join(sorted(_EXPECTED))}.")
+        raise BackendError(
+            f"op {op.name!r} is of kind {op.kind!r}; the cpu executor knows {', '.join(sorted(_EXPECTED))}."
+        )
     for name in ZEROS:
         if name in op.attributes and int(op.attributes[name]) not in CODES:
             raise BackendError(f"op {op.name!r} has {name}={op.attributes[name]}; codes are 0..255.")
@@ -40,7 +42,9 @@ def check_op(op: Op, values: dict[str, Value]) -> None:
     expected = _EXPECTED[op.kind](op, shapes)
     given = rows_shape(values[op.output])
     if given != expected:
-        raise ShapeError(f"op {op.name!r} gives [H, W, C] = {list(expected)}, but its value is declared {list(given)}.")
+        raise ShapeError(
+            f"op {op.name!r} gives [H, W, C] = {list(expected)}, but its value is declared {list(given)}."
+        )
 
 
 def _windows(size: int, window: int, stride: int, before: int, after: int, dilation: int = 1) -> int:
@@ -53,9 +57,13 @@ def _conv(op: Op, shapes: list[tuple[int, int, int]]) -> tuple[int, int, int]:
     outputs = op.tensors["multiplier"].shape[0]
     (kh, kw), (top, left, bottom, right), groups = a["kernel"], a["padding"], a["groups"]
     if groups < 1 or channels % groups or outputs % groups:
-        raise ShapeError(f"op {op.name!r}: groups={groups} does not divide {channels} inputs and {outputs} outputs.")
+        raise ShapeError(
+            f"op {op.name!r}: groups={groups} does not divide {channels} inputs and {outputs} outputs."
+        )
     if min(kh, kw, *a["stride"], *a["dilation"]) < 1 or min(top, left, bottom, right) < 0:
-        raise ShapeError(f"op {op.name!r}: kernel, stride and dilation are at least 1, and padding at least 0.")
+        raise ShapeError(
+            f"op {op.name!r}: kernel, stride and dilation are at least 1, and padding at least 0."
+        )
     words = words_of(kh * kw * (channels // groups), a["weight_bits"])
     if tuple(op.tensors["weight"].shape) != (outputs, words) or op.tensors["bias"].shape != (outputs,):
         raise ShapeError(
@@ -68,9 +76,13 @@ def _conv(op: Op, shapes: list[tuple[int, int, int]]) -> tuple[int, int, int]:
         outputs,
     )
     if min(result) < 1:
-        raise ShapeError(f"op {op.name!r}: a {kh} x {kw} kernel does not fit a {height} x {width} input; add padding.")
+        raise ShapeError(
+            f"op {op.name!r}: a {kh} x {kw} kernel does not fit a {height} x {width} input; add padding."
+        )
     if len(shapes) > 1 and shapes[1] != result:
-        raise ShapeError(f"op {op.name!r}: residual {list(shapes[1])} should be shaped like the result {list(result)}.")
+        raise ShapeError(
+            f"op {op.name!r}: residual {list(shapes[1])} should be shaped like the result {list(result)}."
+        )
     return result
 
 
@@ -90,8 +102,12 @@ def _pool(op: Op, shapes: list[tuple[int, int, int]]) -> tuple[int, int, int]:
 
 def _same(op: Op, shapes: list[tuple[int, int, int]]) -> tuple[int, int, int]:
     if any(shape != shapes[0] for shape in shapes):
-        raise ShapeError(f"op {op.name!r} takes inputs of one shape, not {' and '.join(str(list(s)) for s in shapes)}.")
-    if op.kind == "lookup" and (op.tensors["table"].shape != (256,) or op.tensors["table"].dtype != torch.uint8):
+        raise ShapeError(
+            f"op {op.name!r} takes inputs of one shape, not {' and '.join(str(list(s)) for s in shapes)}."
+        )
+    if op.kind == "lookup" and (
+        op.tensors["table"].shape != (256,) or op.tensors["table"].dtype != torch.uint8
+    ):
         raise ShapeError(f"op {op.name!r}: the table holds 256 uint8 codes.")
     return shapes[0]
 

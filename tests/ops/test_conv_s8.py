@@ -45,7 +45,9 @@ def test_backends_agree(n: int, kernel: int, c: int, groups: int, options: dict[
 
 
 def test_opcheck() -> None:
-    torch.library.opcheck(torch.ops.pyquant.conv_s8.default, (*case(5, 3, 4, 1), 3, 9, 0, 255, [1, 2], [1, 1, 0, 1], [1, 1], 1))
+    torch.library.opcheck(
+        torch.ops.pyquant.conv_s8.default, (*case(5, 3, 4, 1), 3, 9, 0, 255, [1, 2], [1, 1, 0, 1], [1, 1], 1)
+    )
 
 
 def test_bad_input() -> None:

@@ -27,7 +27,15 @@ def case(m: int, n: int, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @needs_cpu
 @pytest.mark.parametrize("isa", ISAS)
 def test_tails(isa: str) -> None:
-    options = {"stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1, "y_zero": 90, "low": 3, "high": 250}
+    options = {
+        "stride": (1, 1),
+        "padding": (0, 0, 0, 0),
+        "dilation": (1, 1),
+        "groups": 1,
+        "y_zero": 90,
+        "low": 3,
+        "high": 250,
+    }
     for m in range(1, 21):
         for n in (1, 15, 16, 17, 33, 48):
             for k in (1, 3, 4, 17, 64):

@@ -22,7 +22,9 @@ def case(m: int, n: int, k: int, group_size: int | None, x_signed: bool, signed:
     start = -8 if signed else 0
     codes = torch.randint(start, start + 16, (n, k), generator=generator)
     return {
-        "x": torch.randint(low, high, (m, k), generator=generator).to(torch.int8 if x_signed else torch.uint8),
+        "x": torch.randint(low, high, (m, k), generator=generator).to(
+            torch.int8 if x_signed else torch.uint8
+        ),
         "packed": pack(codes, 4),
         "scale": torch.rand(n, groups, generator=generator) * 0.01,
         "x_scale": torch.rand(m, generator=generator) * 0.1,
@@ -34,17 +36,23 @@ def case(m: int, n: int, k: int, group_size: int | None, x_signed: bool, signed:
 def by_hand(t: dict[str, Tensor], signed: bool, group_size: int | None) -> Tensor:
     """The formula in float64, codes read nibble by nibble."""
     k = t["x"].shape[1]
-    nibbles = torch.stack([(t["packed"].long() >> (4 * i)) & 15 for i in range(8)], dim=2).reshape(t["packed"].shape[0], -1)[:, :k]
+    nibbles = torch.stack([(t["packed"].long() >> (4 * i)) & 15 for i in range(8)], dim=2).reshape(
+        t["packed"].shape[0], -1
+    )[:, :k]
     codes = torch.where(nibbles > 7, nibbles - 16, nibbles) if signed else nibbles
     size = group_size or k
-    weight = (codes.double() - t["zero_point"].repeat_interleave(size, 1)) * t["scale"].double().repeat_interleave(size, 1)
+    weight = (codes.double() - t["zero_point"].repeat_interleave(size, 1)) * t[
+        "scale"
+    ].double().repeat_interleave(size, 1)
     return (t["x"].double() - t["x_zero"].double()[:, None]) * t["x_scale"].double()[:, None] @ weight.T
 
 
 @needs_cpu
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
-@pytest.mark.parametrize(("k", "group_size"), [(1, None), (7, None), (131, None), (64, 32), (192, 64), (384, 128)])
+@pytest.mark.parametrize(
+    ("k", "group_size"), [(1, None), (7, None), (131, None), (64, 32), (192, 64), (384, 128)]
+)
 def test_tails(isa: str, signed: bool, k: int, group_size: int | None) -> None:
     for m in (*range(1, 10), 65):
         for n in (1, 16, 17, 31, 50):

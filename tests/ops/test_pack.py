@@ -24,7 +24,13 @@ def pack_by_bits(codes: list[int], bits: int, fill: int) -> list[int]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(bits=st.integers(2, 8), signed=st.booleans(), rows=st.integers(1, 4), length=st.integers(1, 75), seed=st.integers(0, 10**6))
+@given(
+    bits=st.integers(2, 8),
+    signed=st.booleans(),
+    rows=st.integers(1, 4),
+    length=st.integers(1, 75),
+    seed=st.integers(0, 10**6),
+)
 def test_round_trip_and_layout(bits: int, signed: bool, rows: int, length: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     low, high = (-(1 << (bits - 1)), 1 << (bits - 1)) if signed else (0, 1 << bits)
@@ -32,7 +38,9 @@ def test_round_trip_and_layout(bits: int, signed: bool, rows: int, length: int, 
     zero = torch.randint(low, high, (rows,), generator=generator)
     packed = pack(codes, bits, zero)
     assert packed.dtype == torch.int32
-    assert packed.tolist() == [pack_by_bits(row, bits, int(z)) for row, z in zip(codes.tolist(), zero, strict=True)]
+    assert packed.tolist() == [
+        pack_by_bits(row, bits, int(z)) for row, z in zip(codes.tolist(), zero, strict=True)
+    ]
     back = unpack(packed, bits, signed, length)
     assert back.dtype == torch.int32 and torch.equal(back, codes.int())
 

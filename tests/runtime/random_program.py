@@ -34,7 +34,9 @@ class Writer:
         for name in self.inputs:
             value = self.values[name]
             if value.kind == "codes":
-                tensors.append(torch.randint(0, 256, (size, *value.shape), generator=self.generator, dtype=torch.uint8))
+                tensors.append(
+                    torch.randint(0, 256, (size, *value.shape), generator=self.generator, dtype=torch.uint8)
+                )
                 continue
             x = torch.randn(size, *value.shape, generator=self.generator) * 2
             flat = x.view(-1)
@@ -59,7 +61,14 @@ class Writer:
         self.inputs.append(name)
         return name
 
-    def _emit(self, kind: str, inputs: tuple[str, ...], value: tuple[str, tuple[int, ...]], attributes: dict, tensors: dict) -> str:
+    def _emit(
+        self,
+        kind: str,
+        inputs: tuple[str, ...],
+        value: tuple[str, tuple[int, ...]],
+        attributes: dict,
+        tensors: dict,
+    ) -> str:
         output = self._value(*value)
         self.ops.append(Op(kind, f"{kind}{len(self.ops)}", inputs, output, attributes, tensors))
         return output
@@ -74,13 +83,20 @@ class Writer:
         shape = self.values[x].shape
         rows = (*shape[1:], shape[0]) if len(shape) == 3 else (*(1,) * (3 - len(shape)), *shape)
         zero = self.pick(0, 255)
-        attributes = {"scale": 0.01 + 0.05 * self.pick(0, 3), "zero_point": zero, "low": self.pick(0, 3), "high": 255}
+        attributes = {
+            "scale": 0.01 + 0.05 * self.pick(0, 3),
+            "zero_point": zero,
+            "low": self.pick(0, 3),
+            "high": 255,
+        }
         return self._emit("quantize", (x,), ("codes", rows), attributes, {})
 
     def dequantize(self, x: str, rank: int = 3) -> str:
         h, w, c = self.values[x].shape
         shape = {3: (c, h, w), 2: (w, c), 1: (c,)}[rank]
-        return self._emit("dequantize", (x,), ("float", shape), {"scale": 0.037, "zero_point": self.pick(0, 255)}, {})
+        return self._emit(
+            "dequantize", (x,), ("float", shape), {"scale": 0.037, "zero_point": self.pick(0, 255)}, {}
+        )
 
     def conv(
         self,
@@ -135,7 +151,13 @@ class Writer:
         return 17
 
     def add(self, a: str, b: str) -> str:
-        attributes = {"a_zero": self.zero_of(a), "a_scale": 0.61, "b_zero": self.zero_of(b), "b_scale": 0.83, **self._clamp()}
+        attributes = {
+            "a_zero": self.zero_of(a),
+            "a_scale": 0.61,
+            "b_zero": self.zero_of(b),
+            "b_scale": 0.83,
+            **self._clamp(),
+        }
         return self._emit("add", (a, b), ("codes", self.values[a].shape), attributes, {})
 
     def avg_pool(self, x: str, window: tuple[int, int], stride: tuple[int, int]) -> str:
@@ -145,7 +167,9 @@ class Writer:
         attributes = {"window": window, "stride": stride, **scaling, **self._clamp()}
         return self._emit("avg_pool", (x,), ("codes", shape), attributes, {})
 
-    def max_pool(self, x: str, window: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int, int, int]) -> str:
+    def max_pool(
+        self, x: str, window: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int, int, int]
+    ) -> str:
         h, w, c = self.values[x].shape
         oh = (h + padding[0] + padding[2] - window[0]) // stride[0] + 1
         ow = (w + padding[1] + padding[3] - window[1]) // stride[1] + 1
@@ -184,7 +208,8 @@ def random_conv(seed: int) -> tuple[Program, list[Tensor]]:
     residual = None
     if not to_float and writer.chance(0.3):
         size = [
-            (extent + padding[i] + padding[i + 2] - least[i]) // stride[i] + 1 for i, extent in enumerate((h, w))
+            (extent + padding[i] + padding[i + 2] - least[i]) // stride[i] + 1
+            for i, extent in enumerate((h, w))
         ]
         residual = writer.codes_input(*size, n)
     y = writer.conv(x, n, kernel, stride, padding, dilation, groups, residual, 3 if to_float else None, bits)

@@ -8,7 +8,6 @@ import torch
 from pyquant.ops.backend import extension, missing
 from pyquant.runtime.execute_cpu import CpuExecutor
 from pyquant.runtime.execute_reference import ReferenceExecutor
-from pyquant.runtime.program import Program
 from tests.runtime.random_program import random_conv, random_network
 
 pytestmark = pytest.mark.skipif(missing("cpu") is not None, reason=str(missing("cpu")))
