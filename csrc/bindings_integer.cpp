@@ -21,8 +21,9 @@ T* at(uintptr_t address) {
 }
 
 void add_convolution(Engine& engine, int x, int y, int residual, uintptr_t weight, const Four& weight_shape,
-                     uintptr_t multiplier, uintptr_t bias, Pair stride, const Four& padding, Pair dilation, int64_t groups,
-                     int x_zero, int y_zero, int low, int high, int residual_zero, float residual_scale) {
+                     uintptr_t multiplier, uintptr_t bias, Pair stride, const Four& padding, Pair dilation,
+                     int64_t groups, int x_zero, int y_zero, int low, int high, int residual_zero,
+                     float residual_scale) {
   ConvolutionSpec spec{};
   spec.x = x;
   spec.y = y;
@@ -44,8 +45,8 @@ void add_convolution(Engine& engine, int x, int y, int residual, uintptr_t weigh
   engine.convolution(spec);
 }
 
-void run(const Engine& engine, const std::vector<uintptr_t>& inputs, const std::vector<uintptr_t>& outputs, int64_t batch,
-         int threads) {
+void run(const Engine& engine, const std::vector<uintptr_t>& inputs, const std::vector<uintptr_t>& outputs,
+         int64_t batch, int threads) {
   std::vector<const void*> in;
   std::vector<void*> out;
   for (uintptr_t address : inputs) in.push_back(at<const void>(address));
@@ -101,8 +102,9 @@ void bind_integer(py::module_& m) {
           },
           "x"_a, "y"_a, "window"_a, "stride"_a, "top"_a, "left"_a)
       .def(
-          "lookup", [](Engine& e, int x, int y, uintptr_t table) { e.step(make_lookup(x, y, at<const uint8_t>(table))); },
-          "x"_a, "y"_a, "table"_a, "table: address of 256 codes.")
+          "lookup",
+          [](Engine& e, int x, int y, uintptr_t table) { e.step(make_lookup(x, y, at<const uint8_t>(table))); }, "x"_a,
+          "y"_a, "table"_a, "table: address of 256 codes.")
       .def("flatten", &Engine::flatten, "x"_a, "y"_a)
       .def("seal", &Engine::seal, "inputs"_a, "outputs"_a)
       .def("run", &run, "inputs"_a, "outputs"_a, "batch"_a, "threads"_a,

@@ -93,7 +93,8 @@ void conv_panels(const ConvLayer& layer, const ConvPixels& pixels, int64_t panel
 void conv(const ConvLayer& layer, const ConvPixels& pixels, int64_t panel_begin, int64_t panel_end) {
   if (pixels.count == 0) return;
   int64_t panel = panel_begin;
-  for (; panel + Lanes::kPanels <= panel_end; panel += Lanes::kPanels) conv_panels<Lanes::kPanels>(layer, pixels, panel);
+  for (; panel + Lanes::kPanels <= panel_end; panel += Lanes::kPanels)
+    conv_panels<Lanes::kPanels>(layer, pixels, panel);
   for (; panel < panel_end; ++panel) conv_panels<1>(layer, pixels, panel);
 }
 

@@ -1,7 +1,8 @@
 // Depthwise convolution of one band of output rows, for one panel of 16 channels.
 //
-// Input rows come in quads. Each quad is interleaved once, to columns [16 channels][4 rows]; a dot product of a column with
-// [16 channels][4 taps] sums four vertical taps of sixteen channels. All output rows of the band use the same columns.
+// Input rows come in quads. Each quad is interleaved once, to columns [16 channels][4 rows]; a dot product of a column
+// with [16 channels][4 taps] sums four vertical taps of sixteen channels. All output rows of the band use the same
+// columns.
 #pragma once
 #include "cpu/epilogue.h"
 #include "cpu/kernels.h"

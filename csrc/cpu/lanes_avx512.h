@@ -85,13 +85,14 @@ struct Lanes {
   static Columns load_columns(const uint8_t* p) { return _mm512_load_si512(p); }
   static Ints dot_columns(Ints acc, Columns x, const Weights& w) { return _mm512_dpbusd_epi32(acc, x, w); }
 
-  // Four rows of 16 bytes -> [16][4]: gather each row's n-th dword into 128-bit lane n, then transpose 4 x 4 bytes there.
+  // Four rows of 16 bytes -> [16][4]: gather each row's n-th dword into 128-bit lane n, then transpose 4 x 4 bytes
+  // there.
   static void interleave(const uint8_t* const* rows, int64_t offset, uint8_t* out) {
     const __m512i four = _mm512_inserti32x4(
-        _mm512_inserti32x4(
-            _mm512_inserti32x4(_mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[0] + offset))),
-                               _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[1] + offset)), 1),
-            _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[2] + offset)), 2),
+        _mm512_inserti32x4(_mm512_inserti32x4(_mm512_castsi128_si512(
+                                                  _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[0] + offset))),
+                                              _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[1] + offset)), 1),
+                           _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[2] + offset)), 2),
         _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[3] + offset)), 3);
     const __m512i dwords = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));

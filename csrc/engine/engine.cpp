@@ -167,7 +167,8 @@ void Engine::fill_halo(const Value& value, const Buffer& buffer, int64_t batch, 
         // A row's right margin and the next row's left margin lie side by side.
         std::memset(inner, value.halo_code, static_cast<size_t>(value.left * value.pixel_stride));
         uint8_t* right = inner + (value.left + value.shape.width) * value.pixel_stride;
-        for (int64_t h = 0; h + 1 < value.shape.height; ++h) std::memset(right + h * value.row_stride, value.halo_code, gap);
+        for (int64_t h = 0; h + 1 < value.shape.height; ++h)
+          std::memset(right + h * value.row_stride, value.halo_code, gap);
         std::memset(right + (value.shape.height - 1) * value.row_stride, value.halo_code,
                     static_cast<size_t>(value.right * value.pixel_stride));
       }

@@ -14,8 +14,8 @@ struct Shape {
   int64_t elements() const { return height * width * channels; }
 };
 
-// A value lives in the arena inside a halo of `halo_code`, as wide as its consumers' padding asks for, so that no kernel ever
-// has to ask whether it is at an edge. The producer's step fills the halo anew in every run.
+// A value lives in the arena inside a halo of `halo_code`, as wide as its consumers' padding asks for, so that no
+// kernel ever has to ask whether it is at an edge. The producer's step fills the halo anew in every run.
 struct Value {
   bool is_float = false;
   bool channels_first = false;

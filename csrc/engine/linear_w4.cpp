@@ -64,9 +64,14 @@ void LinearW4::run(const uint8_t* x, const int32_t* x_zero, const float* x_scale
   constexpr int64_t kBlock = 64;
   parallel_for(threads, panels_, [&](int64_t begin, int64_t end) {
     for (int64_t first = 0; first < rows; first += kBlock) {
-      const GemmW4Rows block = {codes + first * stride, stride,   x_zero + first,
-                                x_scale + first,        x_sum.data() + first * groups_,
-                                y + first * outputs_,   outputs_, std::min(kBlock, rows - first)};
+      const GemmW4Rows block = {codes + first * stride,
+                                stride,
+                                x_zero + first,
+                                x_scale + first,
+                                x_sum.data() + first * groups_,
+                                y + first * outputs_,
+                                outputs_,
+                                std::min(kBlock, rows - first)};
       kernels.gemm_w4(layer, block, begin, end);
     }
   });

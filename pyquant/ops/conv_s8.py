@@ -31,7 +31,9 @@ def conv_s8(
     groups: int = 1,
     backend: str = "auto",
 ) -> Tensor:
-    """Convolve codes: ``y = clamp(round(float(acc) * multiplier + bias) + y_zero, low, high)``, ``acc = sum (x - x_zero) w``.
+    """Convolve codes: ``y = clamp(round(float(acc) * multiplier + bias) + y_zero, low, high)``.
+
+    Here ``acc = sum (x - x_zero) * weight`` over a window, exact.
 
     Args:
         x: ``[B, H, W, C]`` uint8 codes.
@@ -65,13 +67,14 @@ def conv_s8(
     check_code_range(x_zero=x_zero, y_zero=y_zero, low=low, high=high)
     if x.dim() != 4 or weight.dim() != 4 or min(x.shape) == 0:
         raise ShapeError(
-            f"conv_s8 takes x [B, H, W, C] and weight [N, KH, KW, C / groups], not {list(x.shape)} and {list(weight.shape)}."
+            "conv_s8 takes x [B, H, W, C] and weight [N, KH, KW, C / groups], "
+            f"not {list(x.shape)} and {list(weight.shape)}."
         )
     n, kh, kw, c = weight.shape
     if c * groups != x.shape[3] or n % groups or multiplier.shape != (n,) or bias.shape != (n,):
         raise ShapeError(
-            f"conv_s8: weight {list(weight.shape)}, multiplier {list(multiplier.shape)} and bias {list(bias.shape)} "
-            f"do not fit {x.shape[3]} channels in {groups} groups."
+            f"conv_s8: weight {list(weight.shape)}, multiplier {list(multiplier.shape)} "
+            f"and bias {list(bias.shape)} do not fit {x.shape[3]} channels in {groups} groups."
         )
     check_accumulator(kh * kw * c, x_zero, weight, "conv_s8")
     if min(_output_size(x.shape, weight.shape, stride, padding, dilation)) < 1:
@@ -82,7 +85,7 @@ def conv_s8(
     return run(x, weight, multiplier, bias, x_zero, y_zero, low, high, stride, padding, dilation, groups)
 
 
-# ---------------------------------------------------------------------------------------------------------------- schema
+# -------------------------------------------------------------------------------------------------- schema
 torch.library.define(
     "pyquant::conv_s8",
     "(Tensor x, Tensor weight, Tensor multiplier, Tensor bias, int x_zero, int y_zero, int low, int high, "
@@ -97,22 +100,40 @@ def _dispatch(x: Tensor, *args: Any) -> Tensor:
 
 @torch.library.register_fake("pyquant::conv_s8")
 def _fake(
-    x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor,
-    x_zero: int, y_zero: int, low: int, high: int,
-    stride: list[int], padding: list[int], dilation: list[int], groups: int,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    multiplier: Tensor,
+    bias: Tensor,
+    x_zero: int,
+    y_zero: int,
+    low: int,
+    high: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
     return x.new_empty(
         x.shape[0], *_output_size(x.shape, weight.shape, stride, padding, dilation), weight.shape[0]
     )
 
 
-# -------------------------------------------------------------------------------------------------------------- backends
+# ------------------------------------------------------------------------------------------------ backends
 @register("conv_s8", "reference")
 def _reference(
-    x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor,
-    x_zero: int, y_zero: int, low: int, high: int,
-    stride: list[int], padding: list[int], dilation: list[int], groups: int,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    multiplier: Tensor,
+    bias: Tensor,
+    x_zero: int,
+    y_zero: int,
+    low: int,
+    high: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
     zero = torch.zeros(weight.shape[0], dtype=torch.int32)
     oihw = weight.permute(0, 3, 1, 2)
     acc = reference.accumulate_conv(
@@ -123,14 +144,33 @@ def _reference(
 
 @register("conv_s8", "cpu")
 def _cpu(
-    x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor,
-    x_zero: int, y_zero: int, low: int, high: int,
-    stride: list[int], padding: list[int], dilation: list[int], groups: int,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    multiplier: Tensor,
+    bias: Tensor,
+    x_zero: int,
+    y_zero: int,
+    low: int,
+    high: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
     layer = packed(
-        weight, multiplier, bias, tuple(x.shape[1:]), stride=tuple(stride), padding=tuple(padding), dilation=tuple(dilation),
-        groups=groups, x_zero=x_zero, y_zero=y_zero, low=low, high=high,
-    )  # fmt: skip
+        weight,
+        multiplier,
+        bias,
+        tuple(x.shape[1:]),
+        stride=tuple(stride),
+        padding=tuple(padding),
+        dilation=tuple(dilation),
+        groups=groups,
+        x_zero=x_zero,
+        y_zero=y_zero,
+        low=low,
+        high=high,
+    )
     return layer(x)
 
 
@@ -147,9 +187,16 @@ class PackedConv:
     """
 
     def __init__(
-        self, weight: Tensor, multiplier: Tensor, bias: Tensor, shape: tuple[int, ...], *, to_float: bool = False,
-        isa: str = "auto", **options: Any,
-    ) -> None:  # fmt: skip
+        self,
+        weight: Tensor,
+        multiplier: Tensor,
+        bias: Tensor,
+        shape: tuple[int, ...],
+        *,
+        to_float: bool = False,
+        isa: str = "auto",
+        **options: Any,
+    ) -> None:
         if weight.dim() == 2:
             # A matrix is a 1 x 1 kernel.
             weight = weight[:, None, None, :]
@@ -162,9 +209,17 @@ class PackedConv:
         x, y = self.engine.value(False, False, *shape), self.engine.value(to_float, False, *self.shape)
         tensors = [t.contiguous() for t in (weight, multiplier, bias)]
         self.engine.convolution(
-            x=x, y=y, residual=-1, weight=tensors[0].data_ptr(), weight_shape=tuple(weight.shape),
-            multiplier=tensors[1].data_ptr(), bias=tensors[2].data_ptr(), residual_zero=0, residual_scale=0.0, **options,
-        )  # fmt: skip
+            x=x,
+            y=y,
+            residual=-1,
+            weight=tensors[0].data_ptr(),
+            weight_shape=tuple(weight.shape),
+            multiplier=tensors[1].data_ptr(),
+            bias=tensors[2].data_ptr(),
+            residual_zero=0,
+            residual_scale=0.0,
+            **options,
+        )
         self.engine.seal([x], [y])
 
     def __call__(self, x: Tensor, threads: int | None = None) -> Tensor:
@@ -191,7 +246,7 @@ def packed(
     return kept[1]
 
 
-# ---------------------------------------------------------------------------------------------------------------- checks
+# -------------------------------------------------------------------------------------------------- checks
 def _output_size(x: Any, weight: Any, stride: Any, padding: Any, dilation: Any) -> tuple[int, int]:
     top, left, bottom, right = padding
     return (
@@ -234,7 +289,8 @@ def centred_weight(codes: Tensor, zero_point: Tensor | None, site: str) -> Tenso
     if centred.numel() and (int(centred.min()) < -128 or int(centred.max()) > 127):
         row = int(((centred < -128) | (centred > 127)).any(dim=1).nonzero()[0])
         raise BackendError(
-            f"weights of {site!r} less their zero point reach {int(centred[row].min())}..{int(centred[row].max())} in row {row}; "
+            f"weights of {site!r} less their zero point reach "
+            f"{int(centred[row].min())}..{int(centred[row].max())} in row {row}; "
             "the int8 kernels take -128..127, so use a symmetric grid or fewer bits."
         )
     return centred.to(torch.int8).contiguous()
@@ -254,5 +310,6 @@ def check_accumulator(length: int, x_zero: int, weight: Tensor, site: str) -> No
     largest = max(x_zero, 255 - x_zero) * int(weight.to(torch.int32).abs().max())
     if length * largest > INT32_MAX:
         raise ShapeError(
-            f"{site!r} sums K={length} products of up to {largest}; int32 holds at most K={INT32_MAX // largest}."
+            f"{site!r} sums K={length} products of up to {largest}; "
+            f"int32 holds at most K={INT32_MAX // largest}."
         )

@@ -25,7 +25,9 @@ def gemm_s8(
     high: int = 255,
     backend: str = "auto",
 ) -> Tensor:
-    """Multiply codes: ``y = clamp(round(float(acc) * multiplier + bias) + y_zero, low, high)``, ``acc = (x - x_zero) @ weight.T``.
+    """Multiply codes: ``y = clamp(round(float(acc) * multiplier + bias) + y_zero, low, high)``.
+
+    Here ``acc = (x - x_zero) @ weight.T``, exact.
 
     Args:
         x: ``[M, K]`` uint8 codes.
@@ -57,7 +59,8 @@ def gemm_s8_float(
 ) -> Tensor:
     """Multiply codes to float32: ``y = float((x - x_zero) @ weight.T) * multiplier + bias``.
 
-    Arguments and errors as in :func:`gemm_s8`, except that ``multiplier`` is ``s_x s_w`` and ``bias`` is in real units.
+    Arguments and errors as in :func:`gemm_s8`, except that ``multiplier`` is ``s_x s_w`` and ``bias`` is in
+    real units.
 
     Returns:
         ``[M, N]`` float32, each operation rounded once.
@@ -74,10 +77,11 @@ def gemm_s8_float(
     return run(x, weight, multiplier, bias, x_zero)
 
 
-# ---------------------------------------------------------------------------------------------------------------- schema
+# -------------------------------------------------------------------------------------------------- schema
 torch.library.define(
     "pyquant::gemm_s8",
-    "(Tensor x, Tensor weight, Tensor multiplier, Tensor bias, int x_zero, int y_zero, int low, int high) -> Tensor",
+    "(Tensor x, Tensor weight, Tensor multiplier, Tensor bias, int x_zero, int y_zero, int low, int high)"
+    " -> Tensor",
 )
 torch.library.define(
     "pyquant::gemm_s8_float",
@@ -105,7 +109,7 @@ def _fake_float(x: Tensor, weight: Tensor, *args: Any) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0], dtype=torch.float32)
 
 
-# -------------------------------------------------------------------------------------------------------------- backends
+# ------------------------------------------------------------------------------------------------ backends
 @register("gemm_s8", "reference")
 def _reference(
     x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, x_zero: int, y_zero: int, low: int, high: int
@@ -142,7 +146,7 @@ def _rows(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, options: 
     return layer(x).reshape(x.shape[0], weight.shape[0])
 
 
-# ---------------------------------------------------------------------------------------------------------------- checks
+# -------------------------------------------------------------------------------------------------- checks
 def _check(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, x_zero: int) -> None:
     check_dtypes(
         x=(x, torch.uint8),

@@ -30,14 +30,15 @@ def gemm_w4(
     signed: bool = True,
     backend: str = "auto",
 ) -> Tensor:
-    """Multiply 8-bit activations by 4-bit weights: ``y = x_scale * sum_g scale_g * (x_g - x_zero) @ (w_g - zero_point_g).T``.
+    """Multiply 8-bit activations by 4-bit weights.
 
-    A group's integer sum is exact; groups are added in ascending order in float32, one rounding an operation; the row's scale
-    comes last. Every backend gives the same bytes.
+    ``y = x_scale * sum_g scale_g * (x_g - x_zero) @ (w_g - zero_point_g).T``: a group's integer sum is exact;
+    groups are added in ascending order in float32, one rounding each; the row's scale comes last. Every
+    backend gives the same bytes.
 
     Args:
         x: ``[M, K]`` uint8 or int8 codes.
-        packed: ``[N, ceil(K / 8)]`` int32, eight codes a word, low nibble first (see :mod:`pyquant.ops.pack`).
+        packed: ``[N, ceil(K / 8)]`` int32, eight codes a word, low nibble first.
         scale: ``[N, G]`` float32, real units a step; ``G = K / group_size``, or 1.
         x_scale: ``[M]`` float32, real units a step of each row.
         x_zero: ``[M]`` int32 zero points of the rows, within the codes of ``x``; None means 0.
@@ -50,8 +51,8 @@ def gemm_w4(
         ``[M, N]`` float32.
 
     Raises:
-        ShapeError: shapes do not fit each other, a dimension is 0, ``group_size`` is not one of those above or does not divide
-            ``K``, or a group is longer than int32 sums allow (65,793).
+        ShapeError: shapes do not fit each other, a dimension is 0, ``group_size`` is none of those above or
+            does not divide ``K``, or a group is longer than int32 sums allow (65,793).
         DTypeError: a dtype is not the one above.
         BackendError: the backend cannot serve here.
 
@@ -64,11 +65,11 @@ def gemm_w4(
     return run(x, packed, scale, x_scale, x_zero, zero_point, group_size, signed)
 
 
-# ---------------------------------------------------------------------------------------------------------------- schema
+# -------------------------------------------------------------------------------------------------- schema
 torch.library.define(
     "pyquant::gemm_w4",
-    "(Tensor x, Tensor packed, Tensor scale, Tensor x_scale, Tensor x_zero, Tensor zero_point, int? group_size, bool signed)"
-    " -> Tensor",
+    "(Tensor x, Tensor packed, Tensor scale, Tensor x_scale, Tensor x_zero, Tensor zero_point, "
+    "int? group_size, bool signed) -> Tensor",
 )
 
 
@@ -82,12 +83,18 @@ def _fake(x: Tensor, packed: Tensor, *args: Any) -> Tensor:
     return x.new_empty(x.shape[0], packed.shape[0], dtype=torch.float32)
 
 
-# -------------------------------------------------------------------------------------------------------------- backends
+# ------------------------------------------------------------------------------------------------ backends
 @register("gemm_w4", "reference")
 def _reference(
-    x: Tensor, packed: Tensor, scale: Tensor, x_scale: Tensor, x_zero: Tensor, zero_point: Tensor,
-    group_size: int | None, signed: bool,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    x_scale: Tensor,
+    x_zero: Tensor,
+    zero_point: Tensor,
+    group_size: int | None,
+    signed: bool,
+) -> Tensor:
     (m, k), n = x.shape, packed.shape[0]
     size = group_size or k
     codes = unpack(packed, 4, signed, k).double().reshape(n, -1, size) - zero_point.double()[:, :, None]
@@ -101,9 +108,15 @@ def _reference(
 
 @register("gemm_w4", "cpu")
 def _cpu(
-    x: Tensor, packed: Tensor, scale: Tensor, x_scale: Tensor, x_zero: Tensor, zero_point: Tensor,
-    group_size: int | None, signed: bool,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    x_scale: Tensor,
+    x_zero: Tensor,
+    zero_point: Tensor,
+    group_size: int | None,
+    signed: bool,
+) -> Tensor:
     key = (x.shape[1], group_size, signed, *((t.data_ptr(), t._version) for t in (packed, scale, zero_point)))
     kept = _layers.get(packed)
     if kept is None or kept[0] != key:
@@ -126,9 +139,15 @@ class PackedW4:
     """
 
     def __init__(
-        self, packed: Tensor, scale: Tensor, zero_point: Tensor, length: int, group_size: int | None, signed: bool,
+        self,
+        packed: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        length: int,
+        group_size: int | None,
+        signed: bool,
         isa: str = "auto",
-    ) -> None:  # fmt: skip
+    ) -> None:
         # The kernels know -8..7 only; an unsigned grid is the same grid moved by 8.
         move = 0 if signed else 8
         codes = (unpack(packed, 4, signed, length) - move).to(torch.int8).contiguous()
@@ -158,7 +177,7 @@ class PackedW4:
         return y
 
 
-# ---------------------------------------------------------------------------------------------------------------- checks
+# -------------------------------------------------------------------------------------------------- checks
 def _check(
     x: Tensor,
     packed: Tensor,
@@ -171,12 +190,16 @@ def _check(
     if x.dtype not in (torch.uint8, torch.int8):
         raise DTypeError(f"x is {x.dtype}; give uint8 or int8 codes.")
     check_dtypes(
-        packed=(packed, torch.int32), scale=(scale, torch.float32), x_scale=(x_scale, torch.float32),
-        x_zero=(x_zero, torch.int32), zero_point=(zero_point, torch.int32),
-    )  # fmt: skip
+        packed=(packed, torch.int32),
+        scale=(scale, torch.float32),
+        x_scale=(x_scale, torch.float32),
+        x_zero=(x_zero, torch.int32),
+        zero_point=(zero_point, torch.int32),
+    )
     if x.dim() != 2 or packed.dim() != 2 or min(*x.shape, *packed.shape) == 0:
         raise ShapeError(
-            f"gemm_w4 takes x [M, K] and packed [N, ceil(K / 8)], not {list(x.shape)} and {list(packed.shape)}."
+            "gemm_w4 takes x [M, K] and packed [N, ceil(K / 8)], "
+            f"not {list(x.shape)} and {list(packed.shape)}."
         )
     (m, k), n = x.shape, packed.shape[0]
     if packed.shape[1] != words_of(k, 4):
@@ -194,7 +217,8 @@ def _check(
         )
     if scale.shape != (n, groups) or zero_point.shape != (n, groups):
         raise ShapeError(
-            f"scale {list(scale.shape)} and zero_point {list(zero_point.shape)} should be {[n, groups]} for {groups} groups a row."
+            f"scale {list(scale.shape)} and zero_point {list(zero_point.shape)} should be {[n, groups]} "
+            f"for {groups} groups a row."
         )
     if x_scale.shape != (m,) or x_zero.shape != (m,):
         raise ShapeError(

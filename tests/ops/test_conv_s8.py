@@ -1,4 +1,4 @@
-"""conv_s8 as an op; geometries, instruction sets and threads are swept in tests/runtime/test_execute_cpu.py."""
+"""conv_s8 as an op; tests/runtime/test_execute_cpu.py sweeps geometries, instruction sets and threads."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_opcheck() -> None:
 def test_bad_input() -> None:
     x, weight, multiplier, bias = case(6, 3, 4, 1)
     zeros = {"x_zero": 0, "y_zero": 0}
-    with pytest.raises(DTypeError, match="torch.int8"):
+    with pytest.raises(DTypeError, match=r"torch\.int8"):
         conv_s8(x, weight.int(), multiplier, bias, **zeros)
     with pytest.raises(ShapeError, match="channels"):
         conv_s8(x, weight, multiplier, bias, groups=2, **zeros)

@@ -88,7 +88,7 @@ def test_sums_that_could_leave_int32_are_refused() -> None:
 
 def test_bad_input() -> None:
     x, weight, multiplier, bias = case(2, 3, 4)
-    with pytest.raises(DTypeError, match="torch.uint8"):
+    with pytest.raises(DTypeError, match=r"torch\.uint8"):
         gemm_s8(x.float(), weight, multiplier, bias, x_zero=0, y_zero=0)
     with pytest.raises(ShapeError, match=r"\[M, K\]"):
         gemm_s8(x[:, :3], weight, multiplier, bias, x_zero=0, y_zero=0)
