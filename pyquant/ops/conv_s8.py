@@ -129,16 +129,14 @@ def _reference(
     y_zero: int,
     low: int,
     high: int,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
     groups: int,
 ) -> Tensor:
     zero = torch.zeros(weight.shape[0], dtype=torch.int32)
     oihw = weight.permute(0, 3, 1, 2)
-    acc = reference.accumulate_conv(
-        x, x_zero, oihw, zero, tuple(stride), tuple(padding), tuple(dilation), groups
-    )  # type: ignore[arg-type]
+    acc = reference.accumulate_conv(x, x_zero, oihw, zero, stride, padding, dilation, groups)
     return reference.requantize(acc, multiplier, bias, y_zero, low, high)
 
 
@@ -152,9 +150,9 @@ def _cpu(
     y_zero: int,
     low: int,
     high: int,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
     groups: int,
 ) -> Tensor:
     layer = packed(

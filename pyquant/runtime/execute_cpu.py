@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyquant.errors import BackendError, DTypeError, ShapeError
+from pyquant.errors import BackendError, DTypeError, PyquantError, ShapeError
 from pyquant.ops.backend import extension, missing
 from pyquant.ops.conv_s8 import centred_weight, check_accumulator
 from pyquant.ops.pack import unpack
@@ -176,7 +176,7 @@ def load(program: Program, ops: Sequence[Op], inputs: Sequence[str], outputs: Se
         BackendError: the machine lacks ``isa``, or a weight less its zero point does not fit int8.
     """
     try:
-        engine = extension().Engine(isa)
+        engine = extension().Engine(isa)  # type: ignore[union-attr]
     except ValueError as error:
         raise BackendError(f"{error}.") from None
     index: dict[str, int] = {}
@@ -187,6 +187,8 @@ def load(program: Program, ops: Sequence[Op], inputs: Sequence[str], outputs: Se
     for op in ops:
         try:
             _ADD[op.kind](engine, op, [index[name] for name in op.inputs], index[op.output], program.values)
+        except PyquantError:
+            raise
         except ValueError as error:
             raise BackendError(f"op {op.name!r} cannot be loaded: {error}.") from None
     engine.seal([index[name] for name in inputs], [index[name] for name in outputs])

@@ -190,6 +190,9 @@ class Writer:
         h, w, c = self.values[x].shape
         return self._emit("flatten", (x,), ("codes", (1, 1, h * w * c)), {}, {})
 
+    def aten(self, x: str, op: str, attrs: dict) -> str:
+        return self._emit("aten", (x,), ("float", self.values[x].shape), {"op": op, "attrs": attrs}, {})
+
 
 def random_conv(seed: int) -> tuple[Program, list[Tensor]]:
     """One convolution of random geometry between codes, or codes and floats."""
