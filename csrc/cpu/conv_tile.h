@@ -39,22 +39,23 @@ void conv_tile(const ConvLayer& layer, const ConvPixels& pixels, int64_t first, 
     const int64_t n = layer.channels - channel < kLanes ? layer.channels - channel : kLanes;
     const Affine affine(layer.epilogue, channel);
     // One unrolled loop for each kind of result: a branch inside would send the accumulators through memory.
+    void* const* y = pixels.y + first;
     if (pixels.to_float) {
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        Lanes::store_floats(static_cast<float*>(pixels.y[first + r]) + channel, affine(acc[r][p]), n);
-      }
+      for (int r = 0; r < R; ++r) Lanes::store_floats(static_cast<float*>(y[r]) + channel, affine(acc[r][p]), n);
     } else if (pixels.residual != nullptr) {
+      const uint8_t* const* residual = pixels.residual + first;
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        requantise.store(requantise.add_residual(affine(acc[r][p]), pixels.residual[first + r] + channel),
-                         static_cast<uint8_t*>(pixels.y[first + r]) + channel, n);
+        requantise.store(requantise.add_residual(affine(acc[r][p]), residual[r] + channel),
+                         static_cast<uint8_t*>(y[r]) + channel, n);
       }
+    } else if (n == kLanes) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) requantise.store(affine(acc[r][p]), static_cast<uint8_t*>(y[r]) + channel, kLanes);
     } else {
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        requantise.store(affine(acc[r][p]), static_cast<uint8_t*>(pixels.y[first + r]) + channel, n);
-      }
+      for (int r = 0; r < R; ++r) requantise.store(affine(acc[r][p]), static_cast<uint8_t*>(y[r]) + channel, n);
     }
   }
 }
