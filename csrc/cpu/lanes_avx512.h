@@ -82,10 +82,14 @@ struct Lanes {
     __builtin_memcpy(&four, p, 4);
     return _mm512_set1_epi32(four);
   }
-  static Ints dot(Ints acc, Broadcast x, const Weights& w) { return _mm512_dpbusd_epi32(acc, x, w); }
+  // Assembly, because gcc copies every accumulator around the intrinsic once the loops are unrolled.
+  static Ints dot(Ints acc, Broadcast x, const Weights& w) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w));
+    return acc;
+  }
 
   static Columns load_columns(const uint8_t* p) { return _mm512_load_si512(p); }
-  static Ints dot_columns(Ints acc, Columns x, const Weights& w) { return _mm512_dpbusd_epi32(acc, x, w); }
+  static Ints dot_columns(Ints acc, Columns x, const Weights& w) { return dot(acc, x, w); }
 
   // Four rows of 16 bytes -> [16][4]: gather each row's n-th dword into 128-bit lane n, then transpose 4 x 4 bytes
   // there.
