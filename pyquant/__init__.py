@@ -1,0 +1,16 @@
+"""pyquant: post-training quantization. A trained PyTorch model in, a measured int8/int4 model out."""
+
+from pyquant.errors import PyquantError
+from pyquant.grid import Grid
+from pyquant.model import prepare
+from pyquant.pipeline import Recipe, quantize, quantize_model
+from pyquant.runtime.net import Net, deploy, load
+from pyquant.steps.adaquant import adaquant
+from pyquant.steps.bias_tune import bias_tune
+from pyquant.steps.bn_tune import bn_tune
+from pyquant.steps.calibrate import calibrate
+
+__all__ = [
+    "Grid", "Net", "PyquantError", "Recipe", "adaquant", "bias_tune", "bn_tune", "calibrate", "deploy", "load", "prepare",
+    "quantize", "quantize_model",
+]  # fmt: skip

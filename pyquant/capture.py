@@ -1,21 +1,29 @@
-"""From a PyTorch module to a :class:`pyquant.graph.Graph`, by ``torch.export``; the module is left as it was."""
+"""From a PyTorch module to a graph, by ``torch.export``; the module is left as it was."""
 
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram
+from torch import Tensor, nn
+from torch.export import Dim, ShapesCollection
 
 from pyquant.errors import CaptureError, DataError
-from pyquant.graph import Graph, Node
-from pyquant.layers import FLOAT_TARGETS, UNARY
+from pyquant.graph import Graph
+from pyquant.translate import module_label, translate
 
-IDENTITIES = ("clone", "contiguous", "alias", "detach", "detach_", "lift_fresh_copy", "dropout", "_assert_tensor_metadata")
+# What a model's own code, or the exporter, raises when it cannot be followed.
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> tuple[Graph, dict[str, Tensor]]:
@@ -26,307 +34,51 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> tuple[Graph
         example: one batch: a tensor ``[B, ...]``, or one tensor per argument of ``forward``. ``B`` may be 1.
 
     Returns:
-        The graph, and its state (name -> tensor).
+        The graph, and its state (name -> tensor). A model in half or double precision becomes float32.
 
     Raises:
         CaptureError: the model cannot be captured; the message names the module and the reason.
         DataError: the example is not a batch of tensors on the CPU.
     """
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    inputs = (
+        (example,) if isinstance(example, Tensor) else tuple(example) if isinstance(example, Sequence) else ()
+    )
     if not inputs or not all(isinstance(x, Tensor) and x.dim() >= 1 and x.shape[0] >= 1 for x in inputs):
-        raise DataError("the example must be a tensor [B, ...] with B >= 1, or one such tensor per argument of forward.")
+        raise DataError(
+            "the example must be a tensor [B, ...] with B >= 1, or one such tensor per argument of forward."
+        )
+    elsewhere = [x.device for x in inputs if x.device.type != "cpu"]
+    if elsewhere:
+        raise DataError(
+            f"the example is on {elsewhere[0]}; capture runs on the CPU, so give x.cpu() and model.cpu()."
+        )
     # A batch of one would be taken for a constant: export on two.
-    doubled = tuple(torch.cat([x[:1], x[:1]]) for x in inputs)
+    doubled = tuple(torch.cat([x[:1], x[:1]]).detach() for x in inputs)
+    doubled = tuple(x.float() if x.is_floating_point() else x for x in doubled)
+    any_batch = ShapesCollection()
+    for x in doubled:
+        any_batch[x] = {0: Dim.DYNAMIC}
+    frozen = model
     try:
-        frozen = copy.deepcopy(model).eval().requires_grad_(False)
+        frozen = copy.deepcopy(model).float().eval().requires_grad_(False)
         with torch.no_grad():
-            frozen(*doubled)
-            program = torch.export.export(frozen, doubled, dynamic_shapes=tuple({0: Dim.DYNAMIC} for _ in doubled), strict=False)
+            frozen(*(x.clone() for x in doubled))
+            program = torch.export.export(frozen, doubled, dynamic_shapes=any_batch, strict=False)
             program = program.run_decompositions({})
-    except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, KeyError, AssertionError) as error:
+    except FAILURES as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CaptureError(f"{type(model).__name__} could not be captured by torch.export: {first[:300]}") from error
-    return _Reader(program).read()
+        where = _innermost(frozen, error)
+        raise CaptureError(
+            f"{type(model).__name__} could not be captured by torch.export, in {where}: {first[:300]}"
+        ) from error
+    return translate(program)
 
 
-class _Reader:
-    """Translates an exported program node by node."""
-
-    def __init__(self, program: ExportedProgram) -> None:
-        self.program = program
-        self.signature = program.graph_signature
-        self.state: dict[str, Tensor] = {}
-        self.nodes: list[Node] = []
-        self.value: dict[fx.Node, str] = {}  # fx node -> name of our node
-        self.key: dict[fx.Node, str] = {}  # fx node -> key of a lifted tensor
-        self.batch: dict[fx.Node, int] = {}  # fx node -> k, for symbolic sizes k * batch
-        self.names: set[str] = set()
-
-    def read(self) -> tuple[Graph, dict[str, Tensor]]:
-        inputs, outputs = [], []
-        for fx_node in self.program.graph.nodes:
-            if fx_node.op == "placeholder":
-                key = self._lifted(fx_node)
-                if key is not None:
-                    self.key[fx_node] = key
-                    continue
-                inputs.append(fx_node.name)
-                self._emit(fx_node, Node(fx_node.name, "input", shape=_shape(fx_node)))
-            elif fx_node.op == "output":
-                for item in fx_node.args[0]:
-                    if item not in self.value:
-                        raise CaptureError(f"the model returns {item!r}, which is not a tensor it computed; return tensors only.")
-                    outputs.append(self.value[item])
-            else:
-                self._call(fx_node)
-        used = {name for node in self.nodes for name in node.params.values()}
-        graph = Graph(tuple(self.nodes), tuple(inputs), tuple(outputs))
-        return graph, {key: value for key, value in self.state.items() if key in used}
-
-    def _lifted(self, node: fx.Node) -> str | None:
-        """The state key behind a placeholder that is a parameter, buffer or constant; None for a user's input."""
-        table = {**self.signature.inputs_to_parameters, **self.signature.inputs_to_buffers}
-        table.update(self.signature.inputs_to_lifted_tensor_constants)
-        key = table.get(node.name)
-        if key is None:
-            return None
-        tensor = self.program.state_dict.get(key)
-        tensor = self.program.constants[key] if tensor is None else tensor
-        self.state[key] = tensor.detach().clone()
-        return key
-
-    def _emit(self, fx_node: fx.Node, node: Node) -> None:
-        self.nodes.append(node)
-        self.names.add(node.name)
-        self.value[fx_node] = node.name
-
-    def _call(self, node: fx.Node) -> None:
-        target = "aten.getitem" if node.target is operator.getitem else str(node.target)
-        if target == "aten.sym_size.int":
-            if node.args[1] != 0:
-                raise CaptureError(f"{_where(node)} depends on the size of dimension {node.args[1]}, which is not the batch; fix that size.")
-            self.batch[node] = 1
-            return
-        if node.target is operator.mul and any(a in self.batch for a in node.args):
-            factor, other = node.args if node.args[1] in self.batch else node.args[::-1]
-            if not isinstance(factor, int):
-                raise CaptureError(f"{_where(node)} multiplies batch sizes with each other; use whole multiples of the batch.")
-            self.batch[node] = factor * self.batch[other]
-            return
-        short = target.removeprefix("aten.").split(".")[0]
-        if short in IDENTITIES or (target == "aten.getitem" and self._is_batch_norm(node.args[0])):
-            source = node.args[0]
-            if isinstance(source, fx.Node) and source in self.value:
-                self.value[node] = self.value[source]
-                return
-            if short == "_assert_tensor_metadata":
-                return
-        translate = getattr(self, f"_read_{short}", None)
-        if translate is not None and translate(node):
-            return
-        self._read_aten(node, target)
-
-    def _is_batch_norm(self, node: Any) -> bool:
-        return isinstance(node, fx.Node) and "batch_norm" in str(node.target)
-
-    def _tensor_args(self, *items: Any) -> bool:
-        return all(item in self.value for item in items)
-
-    def _site_name(self, node: fx.Node) -> str:
-        """Qualified name of the innermost module, or of the node for a functional call; ``@k`` from the second call on."""
-        stack = list((node.meta.get("nn_module_stack") or {}).values())
-        name = (stack[-1][0].split("@")[0] if stack else "") or node.name
-        unique, again = name, 0
-        while unique in self.names:
-            again += 1
-            unique = f"{name}@{again}"
-        return unique
-
-    def _params(self, **roles: Any) -> dict[str, str] | None:
-        """Role -> state key; None when one of them is computed rather than stored."""
-        given = {role: item for role, item in roles.items() if item is not None}
-        return {role: self.key[item] for role, item in given.items()} if all(i in self.key for i in given.values()) else None
-
-    # ------------------------------------------------------------------------------------------- kinds with a form of ours
-    def _read_conv2d(self, node: fx.Node) -> bool:
-        x, weight, bias, stride, padding, dilation, groups = _pad_args(node.args, (None, None, None, [1, 1], [0, 0], [1, 1], 1))
-        params = self._params(weight=weight, bias=bias)
-        if params is None or not self._tensor_args(x):
-            return False
-        stride, dilation = _pair(stride), _pair(dilation)
-        kernel = tuple(self.state[params["weight"]].shape[2:])
-        if padding == "same":
-            total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-            pads = (total[0] // 2, total[1] // 2, total[0] - total[0] // 2, total[1] - total[1] // 2)
-        else:
-            v, h = (0, 0) if padding == "valid" else _pair(padding)
-            pads = (v, h, v, h)
-        attrs = {"stride": stride, "padding": pads, "dilation": dilation, "groups": groups}
-        self._emit(node, Node(self._site_name(node), "conv2d", (self.value[x],), attrs, params, _shape(node)))
-        return True
-
-    def _read_linear(self, node: fx.Node) -> bool:
-        x, weight, bias = _pad_args(node.args, (None, None, None))
-        params = self._params(weight=weight, bias=bias)
-        if params is None or not self._tensor_args(x):
-            return False
-        self._emit(node, Node(self._site_name(node), "linear", (self.value[x],), {}, params, _shape(node)))
-        return True
-
-    def _read__native_batch_norm_legit_no_training(self, node: fx.Node) -> bool:
-        x, weight, bias, mean, var, _, eps = node.args
-        params = self._params(weight=weight, bias=bias, mean=mean, var=var)
-        if params is None or not self._tensor_args(x):
-            return False
-        shape = tuple(int(s) for s in node.meta["val"][0].shape[1:])
-        self._emit(node, Node(node.name, "batch_norm", (self.value[x],), {"eps": eps}, params, shape))
-        return True
-
-    def _clamp(self, node: fx.Node, low: Any, high: Any) -> bool:
-        if not self._tensor_args(node.args[0]) or not all(b is None or isinstance(b, int | float) for b in (low, high)):
-            return False
-        self._emit(node, Node(node.name, "clamp", (self.value[node.args[0]],), {"low": low, "high": high}, shape=_shape(node)))
-        return True
-
-    def _read_relu(self, node: fx.Node) -> bool:
-        return self._clamp(node, 0.0, None)
-
-    def _read_hardtanh(self, node: fx.Node) -> bool:
-        _, low, high = _pad_args(node.args, (None, -1.0, 1.0))
-        return self._clamp(node, low, high)
-
-    def _read_clamp(self, node: fx.Node) -> bool:
-        _, low, high = _pad_args(node.args, (None, None, None))
-        return self._clamp(node, low, high)
-
-    def _read_add(self, node: fx.Node) -> bool:
-        a, b = node.args[:2]
-        same = self._tensor_args(a, b) and a.meta["val"].shape == b.meta["val"].shape and node.kwargs.get("alpha", 1) == 1
-        if same:
-            self._emit(node, Node(node.name, "add", (self.value[a], self.value[b]), {}, shape=_shape(node)))
-        return same
-
-    def _read_max_pool2d(self, node: fx.Node) -> bool:
-        x, window, stride, padding, dilation, ceil = _pad_args(node.args, (None, None, None, [0, 0], [1, 1], False))
-        if _pair(dilation) != (1, 1) or ceil or not self._tensor_args(x):
-            return False
-        v, h = _pair(padding)
-        attrs = {"window": _pair(window), "stride": _pair(stride or window), "padding": (v, h, v, h)}
-        self._emit(node, Node(node.name, "max_pool", (self.value[x],), attrs, shape=_shape(node)))
-        return True
-
-    def _read_avg_pool2d(self, node: fx.Node) -> bool:
-        x, window, stride, padding, ceil, _, divisor = _pad_args(node.args, (None, None, None, [0, 0], False, True, None))
-        if _pair(padding) != (0, 0) or ceil or divisor is not None or not self._tensor_args(x):
-            return False
-        return self._avg_pool(node, _pair(window), _pair(stride or window))
-
-    def _read_adaptive_avg_pool2d(self, node: fx.Node) -> bool:
-        size, out = _shape(node.args[0]), node.args[1]
-        if any(s % o for s, o in zip(size[1:], out, strict=True)):
-            return False
-        window = (size[1] // out[0], size[2] // out[1])
-        return self._avg_pool(node, window, window)
-
-    def _avg_pool(self, node: fx.Node, window: tuple[int, int], stride: tuple[int, int]) -> bool:
-        attrs = {"window": window, "stride": stride}
-        self._emit(node, Node(node.name, "avg_pool", (self.value[node.args[0]],), attrs, shape=_shape(node)))
-        return True
-
-    def _read_mean(self, node: fx.Node) -> bool:
-        x, dims, keep = _pad_args(node.args[:3], (None, None, False))
-        size = _shape(x) if x in self.value else ()
-        if len(size) != 3 or not dims or sorted(d % 4 for d in dims) != [2, 3] or node.kwargs.get("dtype"):
-            return False
-        attrs = {"window": size[1:], "stride": size[1:]}
-        name = node.name if keep else f"{node.name}_pool"
-        self._emit(node, Node(name, "avg_pool", (self.value[x],), attrs, shape=(size[0], 1, 1)))
-        if not keep:
-            self._emit(node, Node(node.name, "flatten", (name,), {}, shape=_shape(node)))
-        return True
-
-    def _flatten(self, node: fx.Node) -> bool:
-        """A view or reshape to ``[batch, everything]`` is a flatten; any other stays what it is."""
-        x = node.args[0]
-        if not self._tensor_args(x) or len(node.meta["val"].shape) != 2 or not _shape(x):
-            return False
-        total = 1
-        for size in _shape(x):
-            total *= size
-        if _shape(node) != (total,):
-            return False
-        if len(_shape(x)) == 1:
-            self.value[node] = self.value[x]
-        else:
-            self._emit(node, Node(node.name, "flatten", (self.value[x],), {}, shape=(total,)))
-        return True
-
-    _read_flatten = _read_view = _read_reshape = _flatten
-
-    def _read_pad(self, node: fx.Node) -> bool:
-        x, pads, mode, value = _pad_args(node.args, (None, None, "constant", None))
-        if mode != "constant" or value or len(_shape(x) or ()) != 3 or not self._tensor_args(x):
-            return False
-        self._emit(node, Node(node.name, "pad", (self.value[x],), {"pads": tuple(pads)}, shape=_shape(node)))
-        return True
-
-    _read_constant_pad_nd = _read_pad
-
-    # ------------------------------------------------------------------------------------------------------ everything else
-    def _read_aten(self, node: fx.Node, target: str) -> None:
-        if target not in FLOAT_TARGETS:
-            raise CaptureError(f"{_where(node)} uses {target}, which pyquant cannot run; replace it, or quantise a part of the model without it.")
-        tensors: list[fx.Node] = []
-        lifted: list[fx.Node] = []
-
-        def collect(item: Any) -> None:
-            if isinstance(item, fx.Node):
-                if item in self.value and item not in tensors:
-                    tensors.append(item)
-                elif item in self.key and item not in lifted:
-                    lifted.append(item)
-            elif isinstance(item, list | tuple):
-                for part in item:
-                    collect(part)
-
-        def encode(item: Any) -> Any:
-            if isinstance(item, fx.Node):
-                if item in self.batch:
-                    return {"batch": self.batch[item]}
-                return {"input": tensors.index(item) if item in self.value else len(tensors) + lifted.index(item)}
-            if isinstance(item, torch.dtype):
-                return {"dtype": str(item).removeprefix("torch.")}
-            if isinstance(item, list | tuple):
-                return [encode(part) for part in item]
-            if item is None or isinstance(item, bool | int | float | str):
-                return item
-            raise CaptureError(f"{_where(node)} passes {item!r} to {target}, which has no JSON form.")
-
-        kwargs = {k: v for k, v in node.kwargs.items() if k not in ("device", "layout", "pin_memory", "memory_format")}
-        collect([*node.args, *kwargs.values()])
-        attrs = {"target": target, "args": encode(list(node.args)), "kwargs": {k: encode(v) for k, v in kwargs.items()}}
-        kind = "unary" if target in UNARY and len(tensors) == 1 and not lifted else "aten"
-        params = {f"p{i}": self.key[item] for i, item in enumerate(lifted)}
-        self._emit(node, Node(node.name, kind, tuple(self.value[t] for t in tensors), attrs, params, _shape(node)))
-
-
-def _pad_args(args: Sequence[Any], defaults: Sequence[Any]) -> list[Any]:
-    return [*args, *defaults[len(args) :]]
-
-
-def _pair(item: int | Sequence[int]) -> tuple[int, int]:
-    values = [item] if isinstance(item, int) else list(item)
-    return (values[0], values[-1])
-
-
-def _shape(node: fx.Node) -> tuple[int, ...] | None:
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor):
-        return None
-    return tuple(int(size) for size in value.shape[1:])
-
-
-def _where(node: fx.Node) -> str:
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = stack[-1][0] if stack and stack[-1][0] else "the top module"
-    return f"module {path!r}"
+def _innermost(model: nn.Module, error: BaseException) -> str:
+    """The innermost module that was running when the error was raised."""
+    names = {id(module): name for name, module in model.named_modules()}
+    path, trace = "", error.__traceback__
+    while trace is not None:
+        path = names.get(id(trace.tb_frame.f_locals.get("self")), path)
+        trace = trace.tb_next
+    return module_label(path)

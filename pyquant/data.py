@@ -18,8 +18,9 @@ def load_batches(data: Any, graph: Graph, batch_size: int = 16) -> list[Batch]:
     """Read all of ``data`` once and cut it to even batches.
 
     Args:
-        data: a tensor ``[n, ...]``, or any iterable, one-shot too, of batches: tensors, tuples or lists whose leading tensors are
-            the model's inputs (labels behind them are ignored), or dicts keyed by the model's input names.
+        data: a tensor ``[n, ...]``, or any iterable, one-shot too, of batches: tensors, tuples or lists whose
+            leading tensors are the model's inputs (labels behind them are ignored), or dicts keyed by the
+            model's input names.
         graph: says how many inputs there are, and of which shape.
         batch_size: rows of a batch.
 
@@ -32,7 +33,10 @@ def load_batches(data: Any, graph: Graph, batch_size: int = 16) -> list[Batch]:
     if isinstance(data, Tensor):
         data = [data]
     if not isinstance(data, Iterable):
-        raise DataError(f"data of type {type(data).__name__} cannot be iterated; give a tensor, or batches of tensors, (x, y) or dicts.")
+        raise DataError(
+            f"data of type {type(data).__name__} cannot be iterated; give a tensor, or batches of tensors, "
+            "(x, y) or dicts."
+        )
     parts = [_inputs(item, graph, i) for i, item in enumerate(data)]
     parts = [part for part in parts if part[0].shape[0]]
     if not parts:
@@ -45,35 +49,50 @@ def _inputs(item: Any, graph: Graph, index: int) -> Batch:
     if isinstance(item, Mapping):
         absent = [name for name in graph.inputs if name not in item]
         if absent:
-            raise DataError(f"batch {index} has no entry for input {absent[0]!r}; it has {', '.join(map(str, item))}.")
+            raise DataError(
+                f"batch {index} has no entry for input {absent[0]!r}; it has {', '.join(map(str, item))}."
+            )
         tensors = [item[name] for name in graph.inputs]
     elif isinstance(item, Tensor):
         tensors = [item]
     elif isinstance(item, Sequence) and not isinstance(item, str):
         tensors = list(item[: len(graph.inputs)])
     else:
-        raise DataError(f"batch {index} is a {type(item).__name__}; give a tensor, a tuple (x, y), or a dict of tensors.")
+        raise DataError(
+            f"batch {index} is a {type(item).__name__}; give a tensor, a tuple (x, y), or a dict of tensors."
+        )
     if len(tensors) < len(graph.inputs):
         raise DataError(f"batch {index} has {len(tensors)} tensors and the model takes {len(graph.inputs)}.")
-    return tuple(
-        check_input(value, graph, name, f"batch {index}") for name, value in zip(graph.inputs, tensors, strict=True)
+    batch = tuple(
+        check_input(value, graph, name, f"batch {index}")
+        for name, value in zip(graph.inputs, tensors, strict=True)
     )
+    rows = [value.shape[0] for value in batch]
+    if len(set(rows)) > 1:
+        raise ShapeError(
+            f"batch {index} has inputs of {', '.join(map(str, rows))} rows; give every input the same number."
+        )
+    return batch
 
 
 def check_input(value: Any, graph: Graph, name: str, where: str) -> Tensor:
-    """Check one input tensor against the graph; returns it detached, contiguous."""
-    shape = graph.by_name[name].shape or ()
+    """Check one input tensor against the graph; returns it detached, contiguous, in the model's dtype."""
+    node = graph.by_name[name]
+    shape, dtype = node.shape or (), getattr(torch, node.attrs.get("dtype", "float32"))
     if not isinstance(value, Tensor):
         raise DTypeError(f"{where}: input {name!r} is a {type(value).__name__}; give a torch tensor.")
     if value.device.type != "cpu":
-        raise DTypeError(f"{where}: input {name!r} is on {value.device}; calibration runs on the CPU, so give x.cpu().")
-    if tuple(value.shape[1:]) != shape:
+        raise DTypeError(
+            f"{where}: input {name!r} is on {value.device}; calibration runs on the CPU, so give x.cpu()."
+        )
+    if value.dim() == 0 or tuple(value.shape[1:]) != shape:
         want = ", ".join(["B", *map(str, shape)])
         raise ShapeError(f"{where}: input {name!r} has shape {tuple(value.shape)}; the model takes [{want}].")
-    if value.dtype in (torch.float16, torch.bfloat16, torch.float64):
-        value = value.float()
-    if value.dtype not in (torch.float32, torch.int64, torch.int32, torch.bool):
-        raise DTypeError(f"{where}: input {name!r} is {value.dtype}; give float32, already normalised as the model expects.")
+    if value.is_floating_point() and dtype.is_floating_point:
+        value = value.to(dtype)
+    if value.dtype != dtype:
+        hint = ", already normalised as the model expects" if dtype.is_floating_point else ""
+        raise DTypeError(f"{where}: input {name!r} is {value.dtype}; give {dtype}{hint}.")
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
         raise DataError(f"{where}: input {name!r} has NaN or infinite elements; clean the data first.")
     return value.detach().contiguous()

@@ -107,7 +107,7 @@ def prepare(
     graph, state, norms = fold(*capture(model, example))
     for site in (*exclude, *(bits or {})):
         graph.site(site)
-    graph = _exclude(graph, frozenset(exclude))
+    graph = _exclude(graph, frozenset(exclude) | _without_codes(graph))
     if not graph.sites:
         raise SiteError("the model has no convolution or linear layer left to quantise.")
     for site in graph.sites:
@@ -122,6 +122,13 @@ def prepare(
 def with_bits(plan: Plan, bits: Mapping[str, tuple[int, int]]) -> Plan:
     """The plan with other (weight bits, input bits) for some sites."""
     return plan.replace({s: SiteGrids(plan[s].weight.with_bits(w), plan[s].input.with_bits(a)) for s, (w, a) in bits.items()})
+
+
+def _without_codes(graph: Graph) -> frozenset[str]:
+    """Sites that read a value which codes ``(H, W, C)`` cannot hold channels last: a linear layer over maps."""
+    ranks = {"conv2d": (3,), "linear": (1, 2)}
+    shapes = {site: graph.by_name[graph.by_name[site].inputs[0]].shape or () for site in graph.sites}
+    return frozenset(site for site, shape in shapes.items() if len(shape) not in ranks[graph.by_name[site].op])
 
 
 def _exclude(graph: Graph, names: frozenset[str]) -> Graph:
@@ -222,18 +229,26 @@ class QuantView:
 
     def site_input(self, node: Node, value: Tensor) -> Tensor:
         """Fake-quantise to the site's own grid where it is narrower than the value's."""
-        key = f"{node.name}:input"
-        return self._fake(key, value) if key in self.grids and node.name in self.sites else value
+        return self.site_input_of(node.name, value) if node.name in self.sites else value
+
+    def site_input_of(self, site: str, value: Tensor) -> Tensor:
+        """What a site makes of the quantised value it takes."""
+        key = f"{site}:input"
+        return self._fake(key, value) if key in self.grids else value
 
     def quantized_input(self, site: str, value: Tensor) -> Tensor:
         """What a site reads when ``value`` is the float network's input to it."""
-        node = self.q.graph.by_name[site]
-        return self.site_input(node, self._fake(source(self.q.graph, node.inputs[0]), value))
+        key = source(self.q.graph, self.q.graph.by_name[site].inputs[0])
+        return self.site_input_of(site, self._fake(key, value))
 
     def value(self, node: Node, value: Any) -> Any:
         """Fake-quantise a value that has a grid."""
         return self._fake(node.name, value) if node.name in self.grids else value
 
     def _fake(self, key: str, value: Tensor) -> Tensor:
-        qparams = self.q.ranges[key]
-        return fake_quantize(value, qparams.scale, qparams.zero_point, self.grids[key])
+        return self.fake_quantize(value, self.q.ranges[key], self.grids[key])
+
+    @staticmethod
+    def fake_quantize(value: Tensor, qparams: QParams, grid: Grid) -> Tensor:
+        """Fake-quantise one tensor."""
+        return fake_quantize(value, qparams.scale, qparams.zero_point, grid)

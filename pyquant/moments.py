@@ -11,9 +11,9 @@ per group.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -181,122 +181,126 @@ def walk(
     rows = sum(batch[0].shape[0] for _, batch in batches)
     frontier: _Frontier = (_Held if _peak_bytes(q) * rows <= cache_bytes else _Recomputed)(q, [b for _, b in batches])
     with torch.no_grad():
-        for node in q.graph.nodes:
-            if node.op in SITE_OPS:
+        for chain in _chains(q.graph):
+            site = chain[0]
+            if site.op in SITE_OPS:
                 sums: list[Moments | None] = [None] * len(parts)
                 for i, (part, _) in enumerate(batches):
-                    x, y = frontier.at_site(q, node, i)
-                    new, old = gather(node, x, y, kernel_of(q, node.name), i), sums[part]
+                    x, y = frontier.at_site(q, chain, i)
+                    new, old = gather(site, x, y, kernel_of(q, site.name), i), sums[part]
                     sums[part] = new if old is None else old + new
-                q = on_site(q, node.name, [s for s in sums if s is not None])
-            frontier.advance(q, node)
+                q = on_site(q, site.name, [s for s in sums if s is not None])
+            frontier.advance(q, chain)
     return q
 
 
+def _chains(graph: Graph) -> list[list[Node]]:
+    """Nodes in order, a clamp or lookup together with the node it alone reads: what lies between them need not be kept."""
+    chains: list[list[Node]] = []
+    for node in graph.nodes:
+        if chains and node.op in ("clamp", "unary") and graph.only_consumer(chains[-1][-1].name) is node:
+            chains[-1].append(node)
+        else:
+            chains.append([node])
+    return chains
+
+
 def _peak_bytes(q: QModel) -> int:
-    """An upper bound of what is live at once for one row: float values in full, quantised ones as codes or floats."""
-    graph, quant = q.graph, QuantView(q)
+    """What both networks keep live for one row, at most: float values in full, quantised ones as codes."""
+    graph, grids = q.graph, QuantView(q).grids
     remaining = {name: len(users) for name, users in graph.consumers.items()}
     live = peak = 0
     size: dict[str, int] = {}
-    for node in graph.nodes:
-        count = 1
-        for s in node.shape or ():
-            count *= s
-        size[node.name] = count * (4 + (1 if node.name in quant.grids else 4))
-        live += size[node.name]
-        peak = max(peak, live)
-        for name in node.inputs:
+    for chain in _chains(graph):
+        last = chain[-1]
+        size[last.name] = math.prod(last.shape or ()) * (4 + (1 if last.name in grids else 4))
+        live += size[last.name]
+        for name in chain[0].inputs:
             remaining[name] -= 1
-            if not remaining[name]:
-                live -= size[name]
+            live -= 0 if remaining[name] else size[name]
+        peak = max(peak, live)
     return peak
 
 
-class _Frontier:
-    """Float and quantised values of every batch, at the node that is being processed."""
+class _Frontier(Protocol):
+    """Float and quantised values of every batch, at the chain that is being processed."""
+
+    def at_site(self, q: QModel, chain: Sequence[Node], i: int) -> tuple[Tensor, Tensor]:
+        """The quantised input and the float output of the site that heads a chain, on batch ``i``; asked once a batch."""
+
+    def advance(self, q: QModel, chain: Sequence[Node]) -> None:
+        """Go past a chain, whose weights are now decided."""
+
+
+class _Held:
+    """Keeps live values; a quantised one is kept as codes, which loses nothing."""
+
+    def __init__(self, q: QModel, batches: Sequence[Batch]) -> None:
+        self.batches = batches
+        self.grids = QuantView(q).grids
+        self.float_values: list[dict[str, Any]] = [{} for _ in batches]
+        self.quant_values: list[dict[str, Any]] = [{} for _ in batches]
+        order = [(chain[0].inputs, chain[-1].name) for chain in _chains(q.graph)]
+        self.last_use = {name: last for inputs, last in order for name in inputs}
+
+    def at_site(self, q: QModel, chain: Sequence[Node], i: int) -> tuple[Tensor, Tensor]:
+        x = QuantView(q, ()).site_input_of(chain[0].name, self._read(q, i, chain[0].inputs[0]))
+        return x, self._advance_float(q, chain, i)
+
+    def advance(self, q: QModel, chain: Sequence[Node]) -> None:
+        head, last = chain[0], chain[-1].name
+        view, qparams = QuantView(q, (head.name,)), q.ranges.get(last)
+        for i, batch in enumerate(self.batches):
+            if head.op not in SITE_OPS:
+                self._advance_float(q, chain, i)
+            inputs = {name: self._read(q, i, name) for name in head.inputs}
+            value = batch[q.graph.inputs.index(head.name)] if head.op == "input" else compute(view, head, inputs, len(batch[0]))
+            for node in chain[1:]:
+                value = compute(view, node, {node.inputs[0]: value}, len(batch[0]))
+            # Fake-quantised already where it has a grid, so its codes are exact.
+            coded = qparams is not None
+            self.quant_values[i][last] = quantize(value, qparams.scale, qparams.zero_point, self.grids[last]) if coded else value
+            self._free(self.quant_values[i], head, last)
+
+    def _advance_float(self, q: QModel, chain: Sequence[Node], i: int) -> Any:
+        """Compute a chain of the float network; returns the head's value."""
+        view, batch, values = FloatView(q.state), self.batches[i], self.float_values[i]
+        head, last = chain[0], chain[-1].name
+        first = value = batch[q.graph.inputs.index(head.name)] if head.op == "input" else compute(view, head, values, len(batch[0]))
+        for node in chain[1:]:
+            value = compute(view, node, {node.inputs[0]: value}, len(batch[0]))
+        values[last] = value
+        self._free(values, head, last)
+        return first
+
+    def _read(self, q: QModel, i: int, name: str) -> Any:
+        value, qparams = self.quant_values[i][name], q.ranges.get(name)
+        return value if qparams is None else dequantize(value, qparams.scale, qparams.zero_point, self.grids[name])
+
+    def _free(self, values: dict[str, Any], head: Node, last: str) -> None:
+        for name in set(head.inputs):
+            if self.last_use[name] == last:
+                del values[name]
+
+
+class _Recomputed:
+    """Keeps nothing: runs both networks up to the site for every batch. Slower with depth, and never more than one batch."""
 
     def __init__(self, q: QModel, batches: Sequence[Batch]) -> None:
         self.batches = batches
 
-    def at_site(self, q: QModel, node: Node, i: int) -> tuple[Tensor, Tensor]:
-        """The quantised input and the float output of a site, on batch ``i``."""
-        raise NotImplementedError
+    def at_site(self, q: QModel, chain: Sequence[Node], i: int) -> tuple[Tensor, Tensor]:
+        site = chain[0]
+        y = run(up_to(q.graph, site.name), FloatView(q.state), self.batches[i])[site.name]
+        view, name = QuantView(q), site.inputs[0]
+        return view.site_input_of(site.name, run(up_to(q.graph, name), view, self.batches[i])[name]), y
 
-    def advance(self, q: QModel, node: Node) -> None:
-        """Go past a node, whose weights are now decided."""
-
-
-class _Held(_Frontier):
-    """Keeps live values; a quantised one is kept as codes, which loses nothing."""
-
-    def __init__(self, q: QModel, batches: Sequence[Batch]) -> None:
-        super().__init__(q, batches)
-        self.grids = QuantView(q).grids
-        self.float_values: list[dict[str, Any]] = [{} for _ in batches]
-        self.quant_values: list[dict[str, Any]] = [{} for _ in batches]
-        self.remaining = {name: len(users) for name, users in q.graph.consumers.items()}
-
-    def _read(self, q: QModel, i: int, names: Iterable[str]) -> Mapping[str, Any]:
-        def one(name: str) -> Any:
-            value = self.quant_values[i][name]
-            qparams = q.ranges.get(name)
-            return value if qparams is None else dequantize(value, qparams.scale, qparams.zero_point, self.grids[name])
-
-        return {name: one(name) for name in names}
-
-    def at_site(self, q: QModel, node: Node, i: int) -> tuple[Tensor, Tensor]:
-        x = self._read(q, i, node.inputs)[node.inputs[0]]
-        y = compute(FloatView(q.state), node, self.float_values[i], self.batches[i][0].shape[0])
-        return QuantView(q, (node.name,)).site_input(node, x), y
-
-    def advance(self, q: QModel, node: Node) -> None:
-        view, float_view = QuantView(q, (node.name,), values=True), FloatView(q.state)
-        last = [name for name in set(node.inputs) if self.remaining[name] == node.inputs.count(name)]
-        for name in node.inputs:
-            self.remaining[name] -= 1
-        for i, batch in enumerate(self.batches):
-            if node.op == "input":
-                raw = float_raw = batch[q.graph.inputs.index(node.name)]
-            else:
-                rows = batch[0].shape[0]
-                float_raw = compute(float_view, node, self.float_values[i], rows)
-                raw = compute(_Raw(view), node, self._read(q, i, node.inputs), rows)
-            self.float_values[i][node.name] = float_raw
-            qparams = q.ranges.get(node.name)
-            if qparams is not None:
-                raw = quantize(raw, qparams.scale, qparams.zero_point, self.grids[node.name])
-            self.quant_values[i][node.name] = raw
-            for name in last:
-                del self.float_values[i][name], self.quant_values[i][name]
-
-
-class _Raw:
-    """A quantised view that leaves values as computed, for they are kept as codes."""
-
-    def __init__(self, view: QuantView) -> None:
-        self.params, self.site_input = view.params, view.site_input
-
-    def value(self, node: Node, value: Any) -> Any:
-        """The value itself."""
-        return value
-
-
-class _Recomputed(_Frontier):
-    """Keeps nothing: runs both networks up to the site for every batch. Slower with depth, and never more than one batch."""
-
-    def at_site(self, q: QModel, node: Node, i: int) -> tuple[Tensor, Tensor]:
-        prefix = up_to(q.graph, node.name)
-        name = node.inputs[0]
-        y = run(prefix, FloatView(q.state), self.batches[i])[node.name]
-        before = up_to(q.graph, name) if q.graph.by_name[name].op != "input" else None
-        view = QuantView(q)
-        x = run(before, view, self.batches[i])[name] if before else view.value(q.graph.by_name[name], self.batches[i][0])
-        return view.site_input(node, x), y
+    def advance(self, q: QModel, chain: Sequence[Node]) -> None:
+        pass
 
 
 def up_to(graph: Graph, name: str) -> Graph:
-    """The part of a graph that computes one value."""
+    """The part of a graph that computes one value; all inputs stay."""
     needed = {name}
     for node in reversed(graph.nodes):
         if node.name in needed:

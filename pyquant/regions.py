@@ -83,7 +83,7 @@ def regions(graph: Graph) -> Regions:
             wanted.update(node.inputs)
             if group.residual is not None:
                 wanted.add(group.residual)
-        elif node.name in wanted and node.name not in taken and _has_integer_form(node):
+        elif node.name in wanted and node.name not in taken and _has_integer_form(graph, node):
             integer.add(node.name)
             wanted.update(node.inputs)
     quantized = {source(graph, name) for name in wanted}
@@ -95,10 +95,21 @@ def _is_map(node: Node) -> bool:
     return node.shape is not None and len(node.shape) == 3
 
 
-def _has_integer_form(node: Node) -> bool:
+def _has_integer_form(graph: Graph, node: Node) -> bool:
     if node.op in ("avg_pool", "max_pool"):
         return _is_map(node)
-    return node.op in LOOKUP_OPS or node.op == "flatten"
+    if node.op == "flatten":
+        before = graph.by_name[node.inputs[0]]
+        # Codes of a flattened map are in the order (H, W, C), which the columns of a linear layer follow and nothing else does.
+        reordered = _is_map(before) and (before.shape or ())[1:] != (1, 1)
+        sites_only = node.name not in graph.outputs and all(user.op == "linear" for user in graph.consumers[node.name])
+        return _has_rows(before) and (sites_only or not reordered)
+    return node.op in LOOKUP_OPS and _has_rows(node)
+
+
+def _has_rows(node: Node) -> bool:
+    """Codes are ``(H, W, C)``: a value of more dimensions has none."""
+    return node.shape is not None and len(node.shape) <= 3
 
 
 def _follow(graph: Graph, head: Node) -> Group:
@@ -124,8 +135,11 @@ def _follow(graph: Graph, head: Node) -> Group:
 
 
 def _origin(graph: Graph, name: str) -> str:
-    """Where the group that gives this value starts: a clamp behind a single producer runs with it."""
+    """Where the op that gives this value starts: a clamp behind a single site or add runs with it."""
     node = graph.by_name[name]
-    while node.op == "clamp" and graph.only_consumer(node.inputs[0]) is node:
-        node = graph.by_name[node.inputs[0]]
-    return node.name
+    if node.op == "clamp":
+        before = graph.by_name[node.inputs[0]]
+        fused = before.op in SITE_OPS or (before.op == "add" and _is_map(before))
+        if fused and graph.only_consumer(before.name) is node:
+            return before.name
+    return name

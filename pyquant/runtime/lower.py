@@ -206,7 +206,8 @@ class _Lowering:
 
     def _table(self, x: QParams, x_grid: Grid, function, y: QParams, y_grid: Grid) -> Tensor:
         """Codes of ``function`` of every code: exactly what the fake-quantised network computes."""
-        reals = dequantize(torch.arange(256, dtype=torch.int32).clamp(max=x_grid.qmax), x.scale, x.zero_point, x_grid)
+        codes = torch.arange(256).clamp(max=x_grid.qmax).to(x_grid.code_dtype)
+        reals = dequantize(codes, x.scale, x.zero_point, x_grid)
         return quantize(function(reals), y.scale, y.zero_point, y_grid)
 
     def _float(self, node: Node) -> None:
@@ -232,7 +233,7 @@ def _clamp(y: QParams, grid: Grid, low: float | None, high: float | None) -> dic
     """Bounds in codes. Quantising is monotone, so clamping codes is clamping reals."""
 
     def code(bound: float) -> int:
-        return int(quantize(torch.tensor(bound), y.scale, y.zero_point, grid))
+        return int(quantize(torch.tensor(float(bound)), y.scale, y.zero_point, grid))
 
     return {
         "y_zero": int(y.zero_point),

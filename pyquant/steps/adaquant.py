@@ -22,6 +22,7 @@ from pyquant.steps.rounding.objective import Objective, Rounded, nearest
 
 Progress = Callable[[str, int, int], None]
 FLOWS = ("parallel", "sequential")
+ENGINES = {"adaquant": learned.learn, "gptq": feed_back}
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def adaquant(
                 on_fit, on_held = parallel_moments(q, fit, group), parallel_moments(q, held, group)
                 for site in group:
                     q = decide(q, site, [on_fit[site], on_held[site]])
-    engines = {name: sum(r.engine == name for r in results.values()) for name in ("nearest", "adaquant", "gptq")}
+    engines = {name: sum(r.engine == name for r in results.values()) for name in ("nearest", *ENGINES)}
     return q.logged("adaquant", flow=flow, engines=engines, errors={s: (r.error, r.nearest_error) for s, r in results.items()})
 
 
@@ -106,27 +107,38 @@ def candidates(
 
 
 def solve_site(q: QModel, site: str, grid: Grid, fit: Moments, held: Moments) -> SiteResult:
-    """Try each rounding engine on the fit rows and keep the best on the held-out rows; nearest is among them."""
+    """Try each rounding engine on the fit rows, keep the best on the held-out rows, and run it once more on all rows.
+
+    Nearest is among them, and stays if no engine beats it on rows that it has not seen.
+    """
     weight = q.state[f"{site}.weight"]
     objective = Objective.of(fit, weight)
     shape = objective.weight.shape
-    importance = torch.diagonal(objective.h, dim1=-2, dim2=-1)[:, None, :].expand(shape).reshape(weight.shape).float()
-    plain, weighed = weight_qparams(weight, grid), weight_qparams(weight, grid, importance)
+    plain = weight_qparams(weight, grid)
     tried = {"nearest": (nearest(objective.weight, *_elementwise(plain, grid, weight.shape, shape), grid), q.state[f"{site}.bias"])}
-    scale, zero = _elementwise(weighed, grid, weight.shape, shape)
-    starts = {"adaquant": learned.learn(objective, scale, zero, grid), "gptq": feed_back(objective, scale, zero, grid)}
-    for name, start in starts.items():
-        rounded = descend(objective, start, grid)
-        tried[name] = (rounded, fit.best_bias(rounded.real()).reshape(-1).float())
+    for name in ENGINES:
+        tried[name] = _solve(name, objective, fit, weight, grid)
     power = (held.yy - held.t[..., -1].square() / held.rows).sum().clamp(min=1e-30) / held.rows
     errors = {
         name: (held.error(rounded.real(), bias.reshape(shape[:2])).sum() / power).item() for name, (rounded, bias) in tried.items()
     }
     best = min(errors, key=lambda name: errors[name])
     rounded, bias = tried[best]
+    if best != "nearest":
+        every = fit + held
+        rounded, bias = _solve(best, Objective.of(every, weight), every, weight, grid)
     qparams = _shared(rounded, grid, weight.shape)
     codes = rounded.codes.to(grid.code_dtype).reshape(weight.shape)
     return SiteResult(SiteWeights(codes, qparams, bias), best, errors[best], errors["nearest"])
+
+
+def _solve(engine: str, objective: Objective, moments: Moments, weight: torch.Tensor, grid: Grid) -> tuple[Rounded, torch.Tensor]:
+    """Run one engine, polish its codes by coordinate descent, and solve for the bias ``[N]``."""
+    shape = objective.weight.shape
+    importance = torch.diagonal(objective.h, dim1=-2, dim2=-1)[:, None, :].expand(shape).reshape(weight.shape).float()
+    scale, zero = _elementwise(weight_qparams(weight, grid, importance), grid, weight.shape, shape)
+    rounded = descend(objective, ENGINES[engine](objective, scale, zero, grid), grid)
+    return rounded, moments.best_bias(rounded.real()).reshape(-1).float()
 
 
 def _elementwise(qparams: QParams, grid: Grid, weight: torch.Size, shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,7 +15,7 @@ from operator import le
 from typing import Any
 
 from pyquant.errors import BudgetError, DataError, SiteError
-from pyquant.selection import Excess, Option, Problem, search, shared, total
+from pyquant.selection import Excess, Option, Problem, only, search, shared, total
 
 DEGRADATION = "degradation"
 
@@ -64,7 +64,7 @@ class Allocation:
         status: ``optimal``, or ``feasible`` if the search ended before the proof.
         gap: share of the objective by which a better plan may still be lower; at most 1e-9 if optimal.
         binding: the limits that bind. A limit binds if every single change that would lower the objective is
-            too dear for it, or if one is too dear for it alone. A single change gives one site (with those tied
+            too dear for it, or if one is too dear for it alone. A single change gives one site (and all tied
             to it on both widths) another choice, or gives sites tied on their input another input width.
     """
 
@@ -80,8 +80,8 @@ def monotone(table: Table) -> dict[str, list[Choice]]:
     """Clean measured degradations up: within a site, more bits are never worse.
 
     Isotonic regression in the largest-error norm over the order "at least as many weight bits and as many
-    input bits": each degradation becomes the mean of the highest among choices with no fewer bits and the lowest
-    among choices with no more. A monotone site is left as it is; the largest change is as small as can be.
+    input bits": each degradation becomes the mean of the highest among choices with no fewer bits and the
+    lowest among choices with no more. A monotone site is left as it is; the largest change is least.
     Degradations below 0, which only noise can give, count as 0.
 
     Args:
@@ -180,7 +180,7 @@ def smallest_feasible(table: Table, cost: str, ties: Sequence[Tie] = ()) -> int:
     """Return the smallest total of ``cost`` that any plan has; errors as in :func:`minimise_degradation`."""
     _check_cost(cost, _check(table))
     _, problem = _gather(table, ties, lambda choice: (int(choice.costs[cost]),), ())
-    return Excess.of(problem, 0).least
+    return Excess.of(problem, only(problem, 0)).least
 
 
 def _is_number(value: Any, lowest: float) -> bool:
@@ -249,7 +249,7 @@ def _units(choice: Choice, unit: int) -> int:
 def _gather(
     table: Table, ties: Sequence[Tie], amounts: Callable[[Choice], tuple[int, ...]], caps: Sequence[int]
 ) -> tuple[list[list[str]], Problem]:
-    """Merge sites tied on both widths into blocks, join blocks tied on inputs; also return the sites a block."""
+    """Merge sites tied on both widths into blocks, join blocks tied on inputs; also return who was merged."""
     for tie in ties:
         for site in tie.sites:
             if site not in table:
@@ -289,7 +289,7 @@ def _classes(items: list[Any], groups: Sequence[Sequence[Any]]) -> list[list[Any
 
 
 def _undominated(options: list[Option]) -> list[Option]:
-    """Drop an option where one of the same input width is no worse in any amount; of equals the first stays."""
+    """Drop an option if one of the same input width is no worse in any amount; of equals the first stays."""
     kept: list[Option] = []
     for option in sorted(options, key=lambda o: o.amounts):
         rivals = (o.amounts for o in kept if o.input_bits == option.input_bits)
@@ -327,14 +327,14 @@ def _allocate(
             for name in next(iter(choices.values())).costs
         },
         "optimal" if found.proven else "feasible",
-        float(1 - found.bound / objective) if objective > found.bound else 0.0,
+        float(1 - Fraction(found.bound, objective)) if objective > found.bound else 0.0,
         tuple(_binding(problem, found.plan, list(limits))),
     )
 
 
 def _refusal(problem: Problem, limits: Mapping[str, float], unit: int, proven: bool) -> str:
     """Say which limits are not met, and what the smallest feasible value of each is."""
-    leasts = [Excess.of(problem, amount).least for amount in range(1, 1 + len(limits))]
+    leasts = [Excess.of(problem, only(problem, amount)).least for amount in range(1, 1 + len(limits))]
     asked = [f"{name} <= {limit}" for name, limit in limits.items()]
     alone = [cap < least for cap, least in zip(problem.caps, leasts, strict=True)]
     smallest = " and ".join(

@@ -1,6 +1,6 @@
-"""Exact bit allocation, twice and slowly: every plan in turn, and a dynamic programme for many sites.
+"""Exact bit allocation, slowly: every plan in turn, and dynamic programmes for one budget and for two.
 
-Independent of pyquant: plain tuples in, no solver, no floating-point comparison of totals.
+Independent of pyquant: plain tuples and arrays in, no solver.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ def every_plan(
     """
     for plan in product(*sites):
         if allowed([bits for bits, _, _ in plan]):
-            yield sum(d for _, d, _ in plan), [sum(column) for column in zip(*(c for _, _, c in plan), strict=True)]
+            yield (
+                sum(d for _, d, _ in plan),
+                [sum(column) for column in zip(*(c for _, _, c in plan), strict=True)],
+            )
 
 
 def least_objective(objective: np.ndarray, weight: np.ndarray, cap: int) -> float:
@@ -39,20 +42,20 @@ def least_objective(objective: np.ndarray, weight: np.ndarray, cap: int) -> floa
         weight: ``[sites, choices]`` int64, 0 or more.
         cap: the largest summed weight; exact below 2^63.
     """
-    rows = np.arange(len(weight))
     lowest = weight.min(1)
     if lowest.sum() > cap:
         return np.inf
-    price, known = _price(objective, weight, cap)
+    price, chosen = _price(objective, weight, cap)
     if price == 0.0:
         return objective.min(1).sum()
     # Sites whose choice is least certain come first: their pairs are pruned by the most exact bounds.
+    known = _filled(objective, weight, cap, chosen)
     priced = objective + price * weight
     order = np.argsort(np.partition(priced, 1, axis=1)[:, 1] - priced.min(1))
     lowest_after = np.append(np.cumsum(lowest[order][::-1])[::-1], 0)
     priced_after = np.append(np.cumsum(priced.min(1)[order][::-1])[::-1], 0.0)
     used, lost = np.zeros(1, np.int64), np.zeros(1)
-    for step, site in enumerate(rows[order], start=1):
+    for step, site in enumerate(order, start=1):
         used = (used[:, None] + weight[site]).ravel()
         lost = (lost[:, None] + objective[site]).ravel()
         bound = lost + priced_after[step] - price * (cap - used)
@@ -66,23 +69,55 @@ def least_objective(objective: np.ndarray, weight: np.ndarray, cap: int) -> floa
     return lost.min()
 
 
-def _price(objective: np.ndarray, weight: np.ndarray, cap: int) -> tuple[float, float]:
-    """Return the price per weight at which the cheapest plan just keeps the cap, and a plan's objective."""
-    rows = np.arange(len(weight))
+def least_under_two_caps(objective: np.ndarray, weights: np.ndarray, caps: tuple[int, int]) -> float:
+    """Return the least objective of one choice a site under two caps; inf if none.
 
-    def at(price: float) -> tuple[int, float]:
-        chosen = np.lexsort((weight, objective + price * weight))[:, 0]
-        return int(weight[rows, chosen].sum()), float(objective[rows, chosen].sum())
+    The textbook table over every pair of spent amounts, nothing pruned: for small whole weights only.
 
-    if at(0.0)[0] <= cap:
-        return 0.0, at(0.0)[1]
+    Args:
+        objective: ``[sites, choices]`` float64.
+        weights: ``[sites, choices, 2]`` whole numbers, 0 or more.
+        caps: the largest summed weights.
+    """
+    best = np.zeros((caps[0] + 1, caps[1] + 1))
+    for of_choice, spent in zip(objective, weights, strict=True):
+        after = np.full_like(best, np.inf)
+        for added, (first, second) in zip(of_choice, spent, strict=True):
+            if first <= caps[0] and second <= caps[1]:
+                before = best[: caps[0] + 1 - first, : caps[1] + 1 - second]
+                np.minimum(after[first:, second:], before + added, out=after[first:, second:])
+        best = after
+    return best[-1, -1]
+
+
+def _price(objective: np.ndarray, weight: np.ndarray, cap: int) -> tuple[float, np.ndarray]:
+    """Return the least price per weight, nearly, at which the cheapest plan keeps the cap, and that plan."""
+
+    def cheapest(price: float) -> np.ndarray:
+        return np.lexsort((weight, objective + price * weight))[:, 0]
+
+    def keeps(chosen: np.ndarray) -> bool:
+        return np.take_along_axis(weight, chosen[:, None], 1).sum() <= cap
+
+    if keeps(cheapest(0.0)):
+        return 0.0, cheapest(0.0)
     low, high = 0.0, 1e-12
-    while at(high)[0] > cap:
+    while not keeps(cheapest(high)):
         low, high = high, high * 4
-    for _ in range(200):
+    for _ in range(100):
         middle = (low + high) / 2
-        if at(middle)[0] > cap:
-            low = middle
-        else:
-            high = middle
-    return high, at(high)[1]
+        low, high = (low, middle) if keeps(cheapest(middle)) else (middle, high)
+    return high, cheapest(high)
+
+
+def _filled(objective: np.ndarray, weight: np.ndarray, cap: int, chosen: np.ndarray) -> float:
+    """Spend what the plan leaves on the best single changes in turn; return the objective reached."""
+    rows = np.arange(len(weight))
+    while True:
+        gain = objective[rows, chosen][:, None] - objective
+        room = cap - weight[rows, chosen].sum()
+        gain[weight - weight[rows, chosen][:, None] > room] = 0.0
+        site, choice = np.unravel_index(gain.argmax(), gain.shape)
+        if gain[site, choice] <= 0.0:
+            return objective[rows, chosen].sum()
+        chosen[site] = choice

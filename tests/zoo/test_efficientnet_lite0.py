@@ -72,7 +72,7 @@ def test_bad_weights_are_named_and_nothing_in_them_runs(tmp_path):
     path = tmp_path / "w.pth"
     with pytest.raises(DataError, match="is not a file"):
         efficientnet_lite0(path)
-    for content in (b"", b"garbage", pickle.dumps(Trap())):
+    for content in (b"", b"garbage", pickle.dumps(Trap(), protocol=2)):
         path.write_bytes(content)
         with pytest.raises(DataError, match="cannot be read as a state dict") as caught:
             efficientnet_lite0(path)

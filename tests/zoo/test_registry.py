@@ -22,8 +22,9 @@ def test_resnet20(installed):
     )
     (train_images, _), (test_images, test_labels) = fashion_mnist()
     assert torch.equal(calibration, train_images[:512])
-    # A clone: a view would keep all 60,000 images in memory.
-    assert calibration.untyped_storage().nbytes() == 512 * 28 * 28 * 4
+    # A view would keep all 60,000 images in memory.
+    kept_bytes = calibration.untyped_storage().nbytes()
+    assert kept_bytes == 512 * 28 * 28 * 4
     assert torch.equal(images, test_images)
     assert accepted == [[label] for label in test_labels.tolist()]
     model = zoo.load("resnet20")

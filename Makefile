@@ -1,0 +1,48 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Each sets up its own .venv and data first.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
+
+.PHONY: setup data demo test test-all check bench clean
+setup: $(VENV)/.ready
+data: .data/.ready
+
+# torch first and pinned: an unpinned torch pulls gigabytes of CUDA.
+$(VENV)/.packages: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q torch==2.13.0
+	$(PY) -m pip install -q 'setuptools>=77' 'pybind11>=2.12'
+	$(PY) -m pip install -q --no-build-isolation -e '.[dev,demo]'
+	# Its images are all we want of foolbox; its dependencies are many.
+	$(PY) -m pip install -q --no-deps foolbox==3.3.4
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.packages $(SOURCES)
+	$(PY) setup.py -q build_ext --inplace
+	touch $@
+
+.data/.ready: tools/fetch_data.sh
+	bash tools/fetch_data.sh .data
+	touch $@
+
+demo: setup data
+	$(PY) -m bench.demo
+
+# A compiler without an extension is a failure here, though the package would run on without it.
+test: setup data
+	$(PY) -m pytest -m 'not slow'
+
+test-all: setup data
+	$(PY) -m pytest
+
+check: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: setup data
+	$(PY) -m bench.run network
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info pyquant/_C*.so

@@ -1,0 +1,83 @@
+// Python names for the fake-quantize kernels. Tensors come as addresses; pyquant/ops/fake_quantize.py has checked them.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "cpu/fake_quantize.h"
+
+namespace py = pybind11;
+
+namespace pyquant {
+namespace {
+
+FloatType float_type(const std::string& name) {
+  if (name == "float32") return FloatType::f32;
+  if (name == "bfloat16") return FloatType::bf16;
+  if (name == "float16") return FloatType::f16;
+  throw std::invalid_argument("dtype " + name + " has no kernel; use float32, bfloat16 or float16");
+}
+
+FakeQuantizeIsa isa_of(const std::string& name) {
+  const FakeQuantizeIsa all[] = {FakeQuantizeIsa::avx512, FakeQuantizeIsa::avx2, FakeQuantizeIsa::portable};
+  const char* names[] = {"avx512", "avx2", "portable"};
+  for (int i = 0; i < 3; ++i)
+    if ((name == "best" || name == names[i]) && fake_quantize_has(all[i])) return all[i];
+  throw std::invalid_argument("instruction set " + name + " is not here; use best, avx512, avx2 or portable");
+}
+
+template <class T>
+T* address(uintptr_t p) {
+  return reinterpret_cast<T*>(p);
+}
+
+GridLayout layout(uintptr_t scale, uintptr_t zero_point, int64_t outer, int64_t channels, int64_t inner, float qmin, float qmax) {
+  return {address<const float>(scale), address<const float>(zero_point), outer, channels, inner, qmin, qmax};
+}
+
+}  // namespace
+
+void bind_fake_quantize(py::module_& m) {
+  m.def(
+      "fake_quantize",
+      [](const std::string& dtype, uintptr_t x, uintptr_t y, uintptr_t scale, uintptr_t zero_point, int64_t outer, int64_t channels,
+         int64_t inner, float qmin, float qmax, int threads, const std::string& isa) {
+        const FloatType type = float_type(dtype);
+        const FakeQuantizeIsa chosen = isa_of(isa);
+        py::gil_scoped_release release;
+        fake_quantize_forward(type, address<const void>(x), address<void>(y),
+                              layout(scale, zero_point, outer, channels, inner, qmin, qmax), chosen, threads);
+      },
+      "y = dequantize(quantize(x)) over (outer, channels, inner).", py::arg("dtype"), py::arg("x"), py::arg("y"), py::arg("scale"),
+      py::arg("zero_point"), py::arg("outer"), py::arg("channels"), py::arg("inner"), py::arg("qmin"), py::arg("qmax"),
+      py::arg("threads"), py::arg("isa") = "best");
+  m.def(
+      "fake_quantize_backward",
+      [](const std::string& dtype, uintptr_t dy, uintptr_t x, uintptr_t dx, uintptr_t dscale, uintptr_t dzero, uintptr_t scale,
+         uintptr_t zero_point, int64_t outer, int64_t channels, int64_t inner, float qmin, float qmax, int threads,
+         const std::string& isa) {
+        const FloatType type = float_type(dtype);
+        const FakeQuantizeIsa chosen = isa_of(isa);
+        py::gil_scoped_release release;
+        fake_quantize_backward(type, address<const void>(dy), address<const void>(x), address<void>(dx), address<float>(dscale),
+                               address<float>(dzero), layout(scale, zero_point, outer, channels, inner, qmin, qmax), chosen, threads);
+      },
+      "dx, and unless their addresses are 0 the float32 sums dscale and dzero, one a channel.", py::arg("dtype"), py::arg("dy"),
+      py::arg("x"), py::arg("dx"), py::arg("dscale"), py::arg("dzero"), py::arg("scale"), py::arg("zero_point"), py::arg("outer"),
+      py::arg("channels"), py::arg("inner"), py::arg("qmin"), py::arg("qmax"), py::arg("threads"), py::arg("isa") = "best");
+  m.def(
+      "quantize",
+      [](const std::string& dtype, uintptr_t x, uintptr_t codes, uintptr_t scale, uintptr_t zero_point, int64_t outer, int64_t channels,
+         int64_t inner, float qmin, float qmax, int threads, const std::string& isa) {
+        const FloatType type = float_type(dtype);
+        const FakeQuantizeIsa chosen = isa_of(isa);
+        py::gil_scoped_release release;
+        quantize_codes(type, address<const void>(x), address<uint8_t>(codes),
+                       layout(scale, zero_point, outer, channels, inner, qmin, qmax), chosen, threads);
+      },
+      "Codes of x, one byte each.", py::arg("dtype"), py::arg("x"), py::arg("codes"), py::arg("scale"), py::arg("zero_point"),
+      py::arg("outer"), py::arg("channels"), py::arg("inner"), py::arg("qmin"), py::arg("qmax"), py::arg("threads"),
+      py::arg("isa") = "best");
+}
+
+}  // namespace pyquant

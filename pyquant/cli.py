@@ -1,0 +1,243 @@
+"""The command line: parses, calls, prints. No algorithm lives here."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pyquant import zoo
+from pyquant.errors import DataError, PyquantError
+from pyquant.files import read_batches
+from pyquant.model import prepare
+from pyquant.ops import backend as backends
+from pyquant.pipeline import RECIPES, Recipe, example_of, quantize_model
+from pyquant.runtime.net import deploy, load
+
+console = Console()
+SITE_BITS = "SITE=W,A"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, or 1 after one sentence on stderr."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except PyquantError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; no file was written.")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pyquant", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(name: str, run: Callable[[argparse.Namespace], None], help_line: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help_line, description=help_line)
+        command.set_defaults(run=run)
+        return command
+
+    c = add("quantize", _quantize, "Quantise a trained model and write one checkpoint.")
+    c.add_argument("model", help=f"a zoo name ({', '.join(zoo.names())}) or module:function that returns the trained model")
+    c.add_argument("--data", help="folder of images, .npz/.pt/.safetensors of inputs, or module:function; default: the zoo's own")
+    c.add_argument("--output", "-o", required=True, help="checkpoint to write, such as model.pq")
+    c.add_argument("--recipe", default="advanced", help=f"{', '.join(RECIPES)}, or w4a8 and the like for fixed bits")
+    c.add_argument("--budget", type=float, default=0.13, help="bytes of weight codes over float32 weight bytes (default 0.13)")
+    c.add_argument("--joint", action="store_true", help="the paper's choices: activations as wide as the weights")
+    c.add_argument("--bits", action="append", default=[], metavar=SITE_BITS, help="pin a site; may be repeated")
+    c.add_argument("--exclude", action="append", default=[], metavar="SITE", help="leave a site float; may be repeated")
+
+    c = add("show", _show, "Show what is in a checkpoint: ops, bits, bytes, and the share that runs in integers.")
+    c.add_argument("checkpoint")
+
+    c = add("evaluate", _evaluate, "Top-1, top-5 and agreement with the float model.")
+    c.add_argument("checkpoint")
+    c.add_argument("model", help="a zoo name: it brings the float model and the labelled images")
+    c.add_argument("--limit", type=int, help="evaluate on the first so many images")
+    _add_engine(c)
+
+    c = add("bench", _bench, "Time a checkpoint on random inputs.")
+    c.add_argument("checkpoint")
+    c.add_argument("--batch", type=int, default=1)
+    c.add_argument("--rounds", type=int, default=20)
+    _add_engine(c)
+
+    add("backends", _backends, "Say which backends can run here, and what the others miss.")
+    return parser
+
+
+def _add_engine(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--backend", default="auto", help="auto, reference or cpu")
+    command.add_argument("--threads", type=int, default=None)
+
+
+# ---------------------------------------------------------------------------------------------------------------- commands
+def _quantize(args: argparse.Namespace) -> None:
+    output = Path(args.output)
+    if not output.parent.is_dir():
+        raise DataError(f"the folder {str(output.parent)!r} does not exist; create it, or write elsewhere.")
+    recipe = recipe_from(args.recipe, args.budget, args.joint)
+    bits = dict(_site_bits(item) for item in args.bits)
+    model = _load_model(args.model)
+    data = _load_data(args.data, args.model)
+    q = prepare(model, example_of(model, data), exclude=args.exclude)
+    begin = time.perf_counter()
+    with progress_bar() as progress:
+        q = quantize_model(q, data, recipe, bits=bits, progress=progress())
+    net = deploy(q)
+    net.save(output)
+    sizes = net.sizes
+    console.print(
+        f"wrote {output}: {sizes['weights']:,} bytes of weight codes, {sizes['weights'] / sizes['float_weights']:.4f} of float32, "
+        f"{len(q.graph.sites)} sites, {time.perf_counter() - begin:.0f} s",
+        highlight=False,
+    )
+
+
+def _show(args: argparse.Namespace) -> None:
+    net = load(args.checkpoint)
+    rows = net.describe()
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    console.print(table)
+    share, sizes = net.share(), net.sizes
+    console.print(
+        f"{share['integer']} ops run in integers and {share['float']} in float ({share['share']:.1%} integer), between "
+        f"{share['boundary']} that quantise or dequantise; {sizes['weights']:,} bytes of weight codes, {sizes['total']:,} in all.",
+        highlight=False,
+    )
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    net = load(args.checkpoint, backend=args.backend, threads=args.threads)
+    model = zoo.load(args.model)
+    images, accepted = zoo.evaluation(args.model)
+    images, accepted = images[: args.limit], accepted[: args.limit]
+    with torch.no_grad():
+        float_scores = torch.cat([model(batch) for batch in images.split(64)])
+        scores = torch.cat([net(batch) for batch in images.split(64)])
+    table = Table("network", "top-1", "top-5", "agreement", "n")
+    for name, s in (("float32", float_scores), (Path(args.checkpoint).name, scores)):
+        agreement = (s.argmax(1) == float_scores.argmax(1)).float().mean().item()
+        top = (zoo.accuracy(s, accepted, k) for k in (1, 5))
+        table.add_row(name, *(f"{value:.4f}" for value in top), f"{agreement:.4f}", str(len(accepted)))
+    console.print(table)
+
+
+def _bench(args: argparse.Namespace) -> None:
+    if args.batch < 1 or args.rounds < 1:
+        raise DataError(f"--batch {args.batch} --rounds {args.rounds}: both must be at least 1.")
+    net = load(args.checkpoint, backend=args.backend, threads=args.threads)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [net.program.values[name].shape for name in net.program.inputs]
+    inputs = [torch.randn(args.batch, *shape, generator=generator) for shape in shapes]
+    net(*inputs)
+    seconds = []
+    for _ in range(args.rounds):
+        begin = time.perf_counter()
+        net(*inputs)
+        seconds.append(time.perf_counter() - begin)
+    middle = statistics.median(seconds)
+    console.print(
+        f"batch {args.batch}: median {middle * 1e3:.2f} ms, best {min(seconds) * 1e3:.2f} ms, {args.batch / middle:.1f} images/s "
+        f"({net.choice})",
+        highlight=False,
+    )
+
+
+def _backends(args: argparse.Namespace) -> None:
+    table = Table("backend", "here", "why")
+    for name in backends.BACKENDS:
+        why = backends.missing(name)
+        table.add_row(name, "yes" if why is None else "no", why or "")
+    console.print(table)
+
+
+# -------------------------------------------------------------------------------------------------------------- arguments
+def recipe_from(name: str, budget: float, joint: bool) -> Recipe:
+    """A recipe by name, or fixed bits written ``w4a8``.
+
+    Raises:
+        DataError: no such recipe.
+    """
+    if name in RECIPES:
+        return RECIPES[name](budget, None if joint else 8)
+    widths = name.lower().removeprefix("w").split("a")
+    if name.lower().startswith("w") and len(widths) == 2 and all(w.isdigit() for w in widths):
+        return Recipe.fixed(int(widths[0]), int(widths[1]))
+    raise DataError(f"recipe {name!r} is unknown; use {', '.join(RECIPES)}, or fixed bits such as w4a8.")
+
+
+def _site_bits(item: str) -> tuple[str, tuple[int, int]]:
+    site, _, widths = item.rpartition("=")
+    pair = widths.split(",")
+    if not site or len(pair) != 2 or not all(w.strip().isdigit() for w in pair):
+        raise DataError(f"--bits {item!r} is not {SITE_BITS}; write for example --bits fc=8,8.")
+    return site, (int(pair[0]), int(pair[1]))
+
+
+def _entry(text: str) -> Any:
+    """Import ``module:function`` and call it."""
+    module, _, function = text.partition(":")
+    sys.path.insert(0, "")
+    try:
+        made = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise DataError(f"{text!r} could not be imported: {error}; write module:function, importable from here.") from error
+    finally:
+        sys.path.pop(0)
+    return made()
+
+
+def _load_model(name: str) -> torch.nn.Module:
+    model = _entry(name) if ":" in name else zoo.load(name)
+    if not isinstance(model, torch.nn.Module):
+        raise DataError(f"{name!r} returned a {type(model).__name__}; it must return the trained torch.nn.Module.")
+    return model
+
+
+def _load_data(source: str | None, model: str) -> Any:
+    if source is None:
+        if ":" in model:
+            raise DataError(f"the model {model!r} needs --data: a folder of images, a file of inputs, or module:function.")
+        return zoo.calibration(model)
+    return _entry(source) if ":" in source else read_batches(Path(source))
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[..., Callable[[str, int, int], None]]]:
+    """A progress bar for each stage; yields a function that, given a label, makes the callback that moves its bars."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress:
+        tasks: dict[str, Any] = {}
+
+        def labelled(label: str = "") -> Callable[[str, int, int], None]:
+            def move(stage: str, done: int, total: int) -> None:
+                name = f"{label}: {stage}" if label else stage
+                if name not in tasks:
+                    tasks[name] = progress.add_task(name, total=total)
+                progress.update(tasks[name], completed=done, total=total)
+
+            return move
+
+        yield labelled
+
+
+if __name__ == "__main__":
+    sys.exit(main())

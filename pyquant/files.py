@@ -1,0 +1,78 @@
+"""Calibration inputs from files: a folder of images, or tensors in .npz, .pt or .safetensors."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from pyquant.errors import DataError, MissingPackageError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def read_batches(path: Path) -> list[Tensor]:
+    """Read unlabelled inputs.
+
+    Args:
+        path: a folder of images (each becomes ``[1, 3, 224, 224]``, centre-cropped, ``(x - 127) / 128``), or a file whose
+            tensors, in name order, are batches of inputs.
+
+    Raises:
+        DataError: nothing there, an unknown kind of file, or a file that cannot be read.
+    """
+    if path.is_dir():
+        return _read_images(path)
+    if not path.is_file():
+        raise DataError(f"{str(path)!r} does not exist; give a folder of images or a .npz, .pt or .safetensors file.")
+    readers = {".npz": _read_npz, ".pt": _read_pt, ".safetensors": _read_safetensors}
+    if path.suffix not in readers:
+        raise DataError(f"{str(path)!r} is not a kind of data pyquant reads; give a folder of images or {', '.join(readers)}.")
+    try:
+        tensors = readers[path.suffix](path)
+    except (OSError, ValueError, EOFError, KeyError, RuntimeError, SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise DataError(f"{str(path)!r} could not be read as {path.suffix}: {str(error).splitlines()[0][:200]}") from error
+    if not tensors:
+        raise DataError(f"{str(path)!r} holds no tensors.")
+    return tensors
+
+
+def _read_images(folder: Path) -> list[Tensor]:
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise DataError(f"the folder {str(folder)!r} has no images; it needs files ending in {', '.join(IMAGE_SUFFIXES)}.")
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise MissingPackageError("reading images needs pillow; run: pip install pillow") from error
+    from pyquant.zoo.images import preprocess
+
+    images = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                images.append(preprocess(image)[None])
+        except (UnidentifiedImageError, OSError) as error:
+            raise DataError(f"{str(file)!r} is not a readable image; remove it or convert it to PNG.") from error
+    return images
+
+
+def _read_npz(path: Path) -> list[Tensor]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return [torch.from_numpy(arrays[name]) for name in arrays.files]
+
+
+def _read_pt(path: Path) -> list[Tensor]:
+    item = torch.load(path, weights_only=True)
+    items = list(item.values()) if isinstance(item, dict) else item if isinstance(item, list | tuple) else [item]
+    return [value for value in items if isinstance(value, Tensor)]
+
+
+def _read_safetensors(path: Path) -> list[Tensor]:
+    return list(safetensors.torch.load_file(path).values())

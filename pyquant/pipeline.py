@@ -1,0 +1,274 @@
+"""Recipes: which steps run, in which order, for whom. ``quantize`` is the one line for the impatient."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyquant.data import load_batches
+from pyquant.errors import BudgetError, DataError, GridError
+from pyquant.grid import Grid
+from pyquant.model import QModel, SiteWeights, nearest_weights, prepare, with_bits, with_ranges
+from pyquant.regions import source
+from pyquant.runtime.net import Net, deploy
+from pyquant.steps.adaquant import adaquant, candidates
+from pyquant.steps.allocate import Allocation, Choice, Tie, minimise_cost, minimise_degradation, monotone
+from pyquant.steps.bias_tune import bias_tune
+from pyquant.steps.bn_tune import bn_tune
+from pyquant.steps.calibrate import calibrate
+from pyquant.steps.sensitivity import sensitivity
+
+Progress = Callable[[str, int, int], None]
+Bits = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A pipeline as a value.
+
+    Args:
+        name: for reports.
+        choices: (weight bits, input bits) that every site may have; one choice needs no allocation.
+        budget: bytes of the weight codes over bytes of the float32 weights, at most; None leaves it open.
+        max_degradation: the other direction: the least bytes whose predicted degradation stays below this.
+        learn: AdaQuant, or round to nearest.
+        flow: AdaQuant's: ``"parallel"`` or ``"sequential"``.
+        tune_norms, tune_biases: BN tuning, bias tuning.
+        ends: bits of the first and the last site, outside the allocation; None leaves them in it.
+        method: how activation ranges are placed.
+    """
+
+    name: str
+    choices: tuple[Bits, ...]
+    budget: float | None = None
+    max_degradation: float | None = None
+    learn: bool = True
+    flow: str = "sequential"
+    tune_norms: bool = True
+    tune_biases: bool = True
+    ends: Bits | None = None
+    method: str = "mse"
+
+    def __post_init__(self) -> None:
+        if not self.choices:
+            raise GridError("a recipe needs at least one (weight bits, input bits) choice.")
+        for weight_bits, input_bits in self.choices:
+            Grid(weight_bits)
+            Grid(input_bits)
+        limits = {"budget": self.budget, "max_degradation": self.max_degradation}
+        for name, value in limits.items():
+            if value is not None and not (isinstance(value, int | float) and 0 < value < float("inf")):
+                raise BudgetError(f"{name}={value!r} makes no sense; give a positive number, such as 0.13 of the float32 bytes.")
+        if len(self.choices) > 1 and self.budget is None and self.max_degradation is None:
+            raise BudgetError("a recipe with several choices needs a budget (such as 0.13) or a max_degradation to choose by.")
+
+    @staticmethod
+    def light(budget: float = 0.13, input_bits: int | None = 8) -> Recipe:
+        """Integer programming over {4, 8} bits and BN tuning; no learning. ``input_bits=None``: as wide as the weights."""
+        return Recipe("light", _choices((4, 8), input_bits), budget, learn=False, tune_biases=False)
+
+    @staticmethod
+    def advanced(budget: float = 0.13, input_bits: int | None = 8) -> Recipe:
+        """AdaQuant, integer programming over {4, 8} bits, BN tuning, bias tuning."""
+        return Recipe("advanced", _choices((4, 8), input_bits), budget)
+
+    @staticmethod
+    def relaxed(budget: float = 0.13, input_bits: int | None = 8) -> Recipe:
+        """Advanced, with every width from 2 to 8 to choose from."""
+        return Recipe("relaxed", _choices(range(2, 9), input_bits), budget)
+
+    @staticmethod
+    def fixed(weight_bits: int = 8, input_bits: int = 8, ends: Bits | None = (8, 8)) -> Recipe:
+        """One pair of widths for all sites but the first and the last."""
+        return Recipe(f"fixed-w{weight_bits}a{input_bits}", ((weight_bits, input_bits),), ends=ends)
+
+    @staticmethod
+    def nearest(budget: float = 0.13, input_bits: int | None = 8) -> Recipe:
+        """Round to nearest within a budget, nothing tuned: what the others are measured against."""
+        return Recipe("nearest", _choices((4, 8), input_bits), budget, learn=False, tune_norms=False, tune_biases=False)
+
+
+RECIPES: Mapping[str, Callable[..., Recipe]] = {
+    "nearest": Recipe.nearest,
+    "light": Recipe.light,
+    "advanced": Recipe.advanced,
+    "relaxed": Recipe.relaxed,
+}
+
+
+def _choices(widths, input_bits: int | None) -> tuple[Bits, ...]:
+    return tuple((w, w if input_bits is None else input_bits) for w in widths)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the allocation needs to know of a network, measured once and usable for many budgets.
+
+    Args:
+        q: the calibrated model, all sites at the widest choice.
+        found: (site, weight bits) -> weights.
+        moved: site -> bits -> divergence of the output.
+    """
+
+    q: QModel
+    found: Mapping[tuple[str, int], SiteWeights]
+    moved: Mapping[str, Mapping[Bits, float]] = field(default_factory=dict)
+
+
+def quantize_model(
+    model: nn.Module | QModel,
+    data: Any,
+    recipe: Recipe,
+    *,
+    bits: Mapping[str, Bits] | None = None,
+    exclude: Collection[str] = (),
+    progress: Progress | None = None,
+) -> QModel:
+    """Run a recipe.
+
+    Args:
+        model: a trained model, or one that :func:`prepare` gave.
+        data: a few hundred unlabelled inputs; read once.
+        recipe: what to do.
+        bits: site -> (weight bits, input bits) for sites pinned outside the allocation.
+        exclude: sites that stay float.
+        progress: called with (stage, done, total).
+
+    Returns:
+        The quantised model, ready for ``deploy``.
+    """
+    if not isinstance(model, QModel):
+        data = data if isinstance(data, Tensor) else list(data)
+        model = prepare(model, example_of(model, data), exclude=exclude)
+    q = model
+    columns = [torch.cat(column) for column in zip(*load_batches(data, q.graph), strict=True)]
+    rows: Any = [tuple(columns)]
+    pins = dict(bits or {})
+    if recipe.ends is not None:
+        pins = {q.graph.sites[0]: recipe.ends, q.graph.sites[-1]: recipe.ends} | pins
+    for site in pins:
+        q.graph.site(site)
+    study = examine(q, rows, recipe, pins, progress)
+    return assemble(study, rows, recipe, pins, progress)
+
+
+def quantize(
+    model: nn.Module,
+    data: Any,
+    recipe: Recipe | None = None,
+    *,
+    bits: Mapping[str, Bits] | None = None,
+    exclude: Collection[str] = (),
+    backend: str = "auto",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Net:
+    """Quantise a trained model and return a network that runs in integers.
+
+    Args:
+        model: the trained model; left unchanged.
+        data: a few hundred unlabelled inputs, as for :func:`quantize_model`.
+        recipe: what to do; ``Recipe.advanced(budget=0.13)`` by default.
+        bits, exclude, progress: as for :func:`quantize_model`.
+        backend, threads: as for :func:`pyquant.runtime.net.deploy`.
+    """
+    q = quantize_model(model, data, recipe or Recipe.advanced(), bits=bits, exclude=exclude, progress=progress)
+    return deploy(q, backend=backend, threads=threads)
+
+
+def example_of(model: nn.Module, data: Any) -> tuple[Tensor, ...]:
+    """The first batch of some data as the arguments of ``model.forward``; labels behind them are left out.
+
+    Raises:
+        DataError: there is no first batch, or it holds too few tensors.
+    """
+    first = data[:1] if isinstance(data, Tensor) else next(iter(data), None)
+    names = [p.name for p in inspect.signature(model.forward).parameters.values() if p.default is p.empty and p.kind <= 1]
+    if isinstance(first, Mapping):
+        items = [first[name] for name in names if name in first]
+    else:
+        items = [first] if isinstance(first, Tensor) else list(first or ())[: len(names)]
+    if len(items) < len(names) or not all(isinstance(item, Tensor) and item.shape[:1].numel() for item in items):
+        raise DataError(f"the first batch does not give {type(model).__name__}.forward its {len(names)} inputs ({', '.join(names)}).")
+    return tuple(items)
+
+
+def examine(q: QModel, data: Any, recipe: Recipe, pins: Mapping[str, Bits], progress: Progress | None = None) -> Study:
+    """Calibrate, and measure every choice of every site where there is something to choose."""
+    widest = max(recipe.choices)
+    q = replace(q, plan=with_bits(q.plan, {site: pins.get(site, widest) for site in q.graph.sites}))
+    q = calibrate(q, data, method=recipe.method)
+    if len(recipe.choices) == 1:
+        return Study(q, {})
+    choices = {site: (pins[site],) if site in pins else recipe.choices for site in q.graph.sites}
+    widths = {site: tuple(sorted({w for w, _ in options})) for site, options in choices.items()}
+    if recipe.learn:
+        found = candidates(q, data, widths, progress=_stage(progress, "adaquant"))
+    else:
+        found = {(s, w): nearest_weights(q, s, q.plan[s].weight.with_bits(w)) for s in q.graph.sites for w in widths[s]}
+    moved = sensitivity(q, data, choices, found, method=recipe.method, progress=_stage(progress, "sensitivity"))
+    return Study(q, found, moved)
+
+
+def assemble(
+    study: Study, data: Any, recipe: Recipe, pins: Mapping[str, Bits], progress: Progress | None = None
+) -> QModel:
+    """Choose the bits, take the weights found for them, and tune."""
+    q = study.q
+    if len(recipe.choices) > 1:
+        chosen = allocate(study, recipe)
+        bits = {site: (c.weight_bits, c.input_bits) for site, c in chosen.choices.items()}
+        weights = {site: study.found[site, w] for site, (w, _) in bits.items()}
+        q = with_ranges(replace(q, plan=with_bits(q.plan, bits), weights=weights), recipe.method)
+        facts = {"status": chosen.status, "gap": chosen.gap, "binding": list(chosen.binding), "costs": dict(chosen.costs)}
+        q = q.logged("allocate", degradation=chosen.degradation, **facts)
+    if recipe.learn and (recipe.flow == "sequential" or len(recipe.choices) == 1):
+        q = adaquant(q, data, flow=recipe.flow, progress=_stage(progress, "adaquant in order"))
+    if recipe.tune_norms:
+        q = bn_tune(q, data)
+    if recipe.tune_biases and len(q.graph.outputs) == 1:
+        q = bias_tune(q, data, progress=_stage(progress, "bias tuning"))
+    return q
+
+
+def allocate(study: Study, recipe: Recipe) -> Allocation:
+    """Solve for the bits of every site."""
+    q = study.q
+    table = {
+        site: [Choice(w, a, moved, {"weight_bytes": weight_bytes(q, site, w)}) for (w, a), moved in options.items()]
+        for site, options in study.moved.items()
+    }
+    table = monotone(table)
+    ties = _shared_inputs(q)
+    if recipe.max_degradation is not None:
+        return minimise_cost(table, "weight_bytes", recipe.max_degradation, ties=ties)
+    assert recipe.budget is not None
+    return minimise_degradation(table, {"weight_bytes": int(recipe.budget * float_bytes(q))}, ties)
+
+
+def weight_bytes(q: QModel, site: str, bits: int) -> int:
+    """Bytes of a site's packed codes in the file."""
+    weight = q.state[f"{site}.weight"]
+    return weight.shape[0] * 4 * -(-weight[0].numel() * bits // 32)
+
+
+def float_bytes(q: QModel) -> int:
+    """Bytes of all sites' weights in float32."""
+    return sum(4 * q.state[f"{site}.weight"].numel() for site in q.graph.sites)
+
+
+def _shared_inputs(q: QModel) -> list[Tie]:
+    """Sites that read one value read it at one width."""
+    readers: dict[str, list[str]] = {}
+    for site in q.graph.sites:
+        readers.setdefault(source(q.graph, q.graph.by_name[site].inputs[0]), []).append(site)
+    return [Tie(tuple(sites), on="input") for sites in readers.values() if len(sites) > 1]
+
+
+def _stage(progress: Progress | None, name: str) -> Progress | None:
+    return None if progress is None else lambda _, done, total: progress(name, done, total)
