@@ -4,6 +4,7 @@
 
 #include "cpu/isa.h"
 #include "engine/engine.h"
+#include "engine/linear_w4.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -20,8 +21,9 @@ T* at(uintptr_t address) {
 }
 
 void add_convolution(Engine& engine, int x, int y, int residual, uintptr_t weight, const Four& weight_shape,
-                     uintptr_t multiplier, uintptr_t bias, Pair stride, const Four& padding, Pair dilation, int64_t groups,
-                     int x_zero, int y_zero, int low, int high, int residual_zero, float residual_scale) {
+                     uintptr_t multiplier, uintptr_t bias, Pair stride, const Four& padding, Pair dilation,
+                     int64_t groups, int x_zero, int y_zero, int low, int high, int residual_zero,
+                     float residual_scale) {
   ConvolutionSpec spec{};
   spec.x = x;
   spec.y = y;
@@ -43,8 +45,8 @@ void add_convolution(Engine& engine, int x, int y, int residual, uintptr_t weigh
   engine.convolution(spec);
 }
 
-void run(const Engine& engine, const std::vector<uintptr_t>& inputs, const std::vector<uintptr_t>& outputs, int64_t batch,
-         int threads) {
+void run(const Engine& engine, const std::vector<uintptr_t>& inputs, const std::vector<uintptr_t>& outputs,
+         int64_t batch, int threads) {
   std::vector<const void*> in;
   std::vector<void*> out;
   for (uintptr_t address : inputs) in.push_back(at<const void>(address));
@@ -100,12 +102,30 @@ void bind_integer(py::module_& m) {
           },
           "x"_a, "y"_a, "window"_a, "stride"_a, "top"_a, "left"_a)
       .def(
-          "lookup", [](Engine& e, int x, int y, uintptr_t table) { e.step(make_lookup(x, y, at<const uint8_t>(table))); },
-          "x"_a, "y"_a, "table"_a, "table: address of 256 codes.")
+          "lookup",
+          [](Engine& e, int x, int y, uintptr_t table) { e.step(make_lookup(x, y, at<const uint8_t>(table))); }, "x"_a,
+          "y"_a, "table"_a, "table: address of 256 codes.")
       .def("flatten", &Engine::flatten, "x"_a, "y"_a)
       .def("seal", &Engine::seal, "inputs"_a, "outputs"_a)
       .def("run", &run, "inputs"_a, "outputs"_a, "batch"_a, "threads"_a,
            "Addresses of contiguous tensors; codes and output floats are [B, H, W, C]. Releases the GIL.");
+  py::class_<LinearW4>(m, "LinearW4", "A linear layer with 4-bit weights, packed once.")
+      .def(py::init([](uintptr_t codes, uintptr_t zero, uintptr_t scale, int64_t outputs, int64_t length,
+                       int64_t group_size, const std::string& isa) {
+             return std::make_unique<LinearW4>(at<const int8_t>(codes), at<const int32_t>(zero), at<const float>(scale),
+                                               outputs, length, group_size, isa);
+           }),
+           "codes"_a, "zero"_a, "scale"_a, "outputs"_a, "length"_a, "group_size"_a, "isa"_a = "auto",
+           "codes: int8 [N, K] of -8..7; zero: int32, scale: float32 [N, K / group_size].")
+      .def(
+          "run",
+          [](const LinearW4& layer, uintptr_t x, uintptr_t x_zero, uintptr_t x_scale, uintptr_t y, int64_t rows,
+             int threads) {
+            layer.run(at<const uint8_t>(x), at<const int32_t>(x_zero), at<const float>(x_scale), at<float>(y), rows,
+                      threads);
+          },
+          "x"_a, "x_zero"_a, "x_scale"_a, "y"_a, "rows"_a, "threads"_a, py::call_guard<py::gil_scoped_release>(),
+          "x: uint8 [M, K]; x_zero: int32 [M]; x_scale: float32 [M]; y: float32 [M, N]. Releases the GIL.");
 }
 
 }  // namespace pyquant

@@ -63,7 +63,8 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> tuple[Graph
         frozen = copy.deepcopy(model).float().eval().requires_grad_(False)
         with torch.no_grad():
             frozen(*(x.clone() for x in doubled))
-            program = torch.export.export(frozen, doubled, dynamic_shapes=any_batch, strict=False)
+            shapes = any_batch.dynamic_shapes(frozen, doubled)
+            program = torch.export.export(frozen, doubled, dynamic_shapes=shapes, strict=False)
             program = program.run_decompositions({})
     except FAILURES as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

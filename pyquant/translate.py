@@ -264,7 +264,7 @@ class _Reader:
         return self._avg_pool(node, _pair(window), _pair(stride or window))
 
     def _read_adaptive_avg_pool2d(self, node: FxNode) -> bool:
-        size, out = _shape(node.args[0]), node.args[1]
+        size, out = _size(node.args[0]), node.args[1]
         if any(s % o for s, o in zip(size[1:], out, strict=True)):
             return False
         window = (size[1] // out[0], size[2] // out[1])
@@ -276,7 +276,7 @@ class _Reader:
 
     def _read_mean(self, node: FxNode) -> bool:
         x, dims, keep = _pad_args(node.args[:3], (None, None, False))
-        size = _shape(x) if x in self.value else ()
+        size = _size(x) if x in self.value else ()
         if len(size) != 3 or not dims or sorted(d % 4 for d in dims) != [2, 3] or node.kwargs.get("dtype"):
             return False
         attrs = {"window": size[1:], "stride": size[1:]}
@@ -289,11 +289,11 @@ class _Reader:
     def _flatten(self, node: FxNode) -> bool:
         """A view or reshape to ``[batch, everything]`` is a flatten; any other stays what it is."""
         x = node.args[0]
-        if not self._tensor_args(x) or len(node.meta["val"].shape) != 2 or not _shape(x):
+        if not self._tensor_args(x) or len(node.meta["val"].shape) != 2 or not _size(x):
             return False
-        if _shape(node) != (math.prod(_shape(x)),):
+        if _shape(node) != (math.prod(_size(x)),):
             return False
-        if len(_shape(x)) == 1:
+        if len(_size(x)) == 1:
             self.value[node] = self.value[x]
         else:
             self._op(node, "flatten", (x,), {})
@@ -303,7 +303,7 @@ class _Reader:
 
     def _read_pad(self, node: FxNode) -> bool:
         x, pads, mode, value = _pad_args(node.args, (None, None, "constant", None))
-        if mode != "constant" or value or len(_shape(x) or ()) != 3 or not self._tensor_args(x):
+        if mode != "constant" or value or len_size(x) != 3 or not self._tensor_args(x):
             return False
         self._op(node, "pad", (x,), {"pads": tuple(pads)})
         return True
@@ -377,6 +377,10 @@ def _shape(node: FxNode) -> tuple[int, ...] | None:
     if not isinstance(value, Tensor):
         return None
     return tuple(int(size) for size in value.shape[1:])
+
+
+def _size(node: FxNode) -> tuple[int, ...]:
+    return _shape(node) or ()
 
 
 def _path(node: FxNode) -> str:

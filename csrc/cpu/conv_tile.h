@@ -13,8 +13,10 @@ void conv_tile(const ConvLayer& layer, const ConvPixels& pixels, int64_t first, 
   const int64_t panel_bytes = layer.segments * layer.steps * (kLanes * 4);
   const int8_t* w = layer.weight + panel * panel_bytes;
   Lanes::Ints acc[R][P];
+#pragma GCC unroll 8
   for (int p = 0; p < P; ++p) {
     const Lanes::Ints seed = Lanes::load_ints(layer.seed + (panel + p) * kLanes);
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) acc[r][p] = seed;
   }
   for (int64_t s = 0; s < layer.segments; ++s) {
@@ -31,20 +33,29 @@ void conv_tile(const ConvLayer& layer, const ConvPixels& pixels, int64_t first, 
     }
   }
   const Requantise requantise(layer.epilogue);
+#pragma GCC unroll 8
   for (int p = 0; p < P; ++p) {
     const int64_t channel = (panel + p) * kLanes;
     const int64_t n = layer.channels - channel < kLanes ? layer.channels - channel : kLanes;
     const Affine affine(layer.epilogue, channel);
-    for (int r = 0; r < R; ++r) {
-      void* y = pixels.y[first + r];
-      if (pixels.to_float) {
-        Lanes::store_floats(static_cast<float*>(y) + channel, affine(acc[r][p]), n);
-      } else if (pixels.residual != nullptr) {
-        requantise.store(requantise.add_residual(affine(acc[r][p]), pixels.residual[first + r] + channel),
-                         static_cast<uint8_t*>(y) + channel, n);
-      } else {
-        requantise.store(affine(acc[r][p]), static_cast<uint8_t*>(y) + channel, n);
+    // One unrolled loop for each kind of result: a branch inside would send the accumulators through memory.
+    void* const* y = pixels.y + first;
+    if (pixels.to_float) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) Lanes::store_floats(static_cast<float*>(y[r]) + channel, affine(acc[r][p]), n);
+    } else if (pixels.residual != nullptr) {
+      const uint8_t* const* residual = pixels.residual + first;
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        requantise.store(requantise.add_residual(affine(acc[r][p]), residual[r] + channel),
+                         static_cast<uint8_t*>(y[r]) + channel, n);
       }
+    } else if (n == kLanes) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) requantise.store(affine(acc[r][p]), static_cast<uint8_t*>(y[r]) + channel, kLanes);
+    } else {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) requantise.store(affine(acc[r][p]), static_cast<uint8_t*>(y[r]) + channel, n);
     }
   }
 }
@@ -83,7 +94,8 @@ void conv_panels(const ConvLayer& layer, const ConvPixels& pixels, int64_t panel
 void conv(const ConvLayer& layer, const ConvPixels& pixels, int64_t panel_begin, int64_t panel_end) {
   if (pixels.count == 0) return;
   int64_t panel = panel_begin;
-  for (; panel + Lanes::kPanels <= panel_end; panel += Lanes::kPanels) conv_panels<Lanes::kPanels>(layer, pixels, panel);
+  for (; panel + Lanes::kPanels <= panel_end; panel += Lanes::kPanels)
+    conv_panels<Lanes::kPanels>(layer, pixels, panel);
   for (; panel < panel_end; ++panel) conv_panels<1>(layer, pixels, panel);
 }
 

@@ -61,7 +61,8 @@ void quantize(const QuantizeLayer& layer, const float* x, uint8_t* y, int64_t co
   const Lanes::Ints zero = Lanes::set_int(layer.zero);
   for (int64_t i = 0; i < count; i += kLanes) {
     const int64_t n = lanes_left(count, i);
-    const Lanes::Floats position = Lanes::div(n == kLanes ? Lanes::load_floats(x + i) : Lanes::load_floats(x + i, n), scale);
+    const Lanes::Floats position =
+        Lanes::div(n == kLanes ? Lanes::load_floats(x + i) : Lanes::load_floats(x + i, n), scale);
     const Lanes::Floats clamped = Lanes::where_number(position, Lanes::clamp(position, low, high));
     Lanes::store_codes(y + i, Lanes::add_ints(Lanes::round(clamped), zero), n);
   }

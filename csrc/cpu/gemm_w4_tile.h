@@ -1,5 +1,5 @@
-// Matrix product with 4-bit weights: nibbles are unpacked in registers beside the dot product, as codes times 16, so that no
-// sign extension is needed; a group's sum is divided by 16 again, exactly.
+// Matrix product with 4-bit weights: nibbles are unpacked in registers beside the dot product, as codes times 16, so
+// that no sign extension is needed; a group's sum is divided by 16 again, exactly.
 #pragma once
 #include "cpu/kernels.h"
 

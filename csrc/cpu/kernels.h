@@ -1,8 +1,8 @@
-// What every instruction set offers: plain argument structs and a table of functions. No inline code lives here, because
-// this header is read by files compiled with different flags.
+// What every instruction set offers: plain argument structs and a table of functions. No inline code lives here,
+// because this header is read by files compiled with different flags.
 //
-// Codes are uint8 [H][W][C] with a row stride and a pixel stride in bytes; kernels may read, never write, up to 63 bytes
-// behind the last code that they need. Lanes are 16 output channels ("a panel").
+// Codes are uint8 [H][W][C] with a row stride and a pixel stride in bytes; kernels may read, never write, up to 63
+// bytes behind the last code that they need. Lanes are 16 output channels ("a panel").
 #pragma once
 #include <cstdint>
 
@@ -24,8 +24,8 @@ struct Epilogue {
   float residual_scale;
 };
 
-// A convolution as an implicit matrix product: an output pixel's inputs are `segments` runs of 4 * steps bytes, at fixed
-// offsets from the pixel's first byte. Weights that meet bytes behind a run's true end are zero.
+// A convolution as an implicit matrix product: an output pixel's inputs are `segments` runs of 4 * steps bytes, at
+// fixed offsets from the pixel's first byte. Weights that meet bytes behind a run's true end are zero.
 struct ConvLayer {
   const int8_t* weight;           // [panels][segments * steps][16][4]
   const int32_t* seed;            // [panels * 16]: -x_zero * sum(w), what the accumulators start from
@@ -45,11 +45,12 @@ struct ConvPixels {
   bool to_float;
 };
 
-// Depthwise: input rows are taken in quads of four, interleaved to [column][16 channels][4 rows], so that one dot product
-// sums four vertical taps. A band of output rows shares its quads; each has its own copy of the weights, shifted to fit.
+// Depthwise: input rows are taken in quads of four, interleaved to [column][16 channels][4 rows], so that one dot
+// product sums four vertical taps. A band of output rows shares its quads; each has its own copy of the weights,
+// shifted to fit.
 struct DepthwiseLayer {
-  const int8_t* weight;  // [panels][band][quads][kernel_width][16][4]
-  const int32_t* seed;   // [panels * 16]
+  const int8_t* weight;       // [panels][band][quads][kernel_width][16][4]
+  const int32_t* seed;        // [panels * 16]
   const int32_t* quad_begin;  // [band]: the quads that an output row of the band needs
   const int32_t* quad_end;    // [band]
   int64_t band;

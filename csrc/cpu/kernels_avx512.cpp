@@ -10,8 +10,7 @@
 namespace pyquant {
 
 const Kernels& kernels_avx512() {
-  static const Kernels table = {conv,     depthwise, add,        average_pool, max_pool,
-                                lookup,   quantize,  dequantize, gemm_w4};
+  static const Kernels table = {conv, depthwise, add, average_pool, max_pool, lookup, quantize, dequantize, gemm_w4};
   return table;
 }
 

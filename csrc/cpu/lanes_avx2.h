@@ -1,5 +1,5 @@
-// Sixteen lanes in two AVX2 registers. There is no vpdpbusd, and maddubs saturates, so bytes are widened to 16 bits, the even
-// and the odd ones of each dword apart, and multiplied with pmaddwd.
+// Sixteen lanes in two AVX2 registers. There is no vpdpbusd, and maddubs saturates, so bytes are widened to 16 bits,
+// the even and the odd ones of each dword apart, and multiplied with pmaddwd.
 #pragma once
 #include <immintrin.h>
 
@@ -116,8 +116,7 @@ struct Lanes {
     return {unsigned_even(bytes), unsigned_odd(bytes)};
   }
   static __m256i sum_products(__m256i acc, __m256i x_even, __m256i w_even, __m256i x_odd, __m256i w_odd) {
-    return _mm256_add_epi32(
-        acc, _mm256_add_epi32(_mm256_madd_epi16(x_even, w_even), _mm256_madd_epi16(x_odd, w_odd)));
+    return _mm256_add_epi32(acc, _mm256_add_epi32(_mm256_madd_epi16(x_even, w_even), _mm256_madd_epi16(x_odd, w_odd)));
   }
   static Ints dot(Ints acc, Broadcast x, const Weights& w) {
     return {sum_products(acc.low, x.even, w.low_even, x.odd, w.low_odd),

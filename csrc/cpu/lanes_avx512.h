@@ -34,7 +34,9 @@ struct Lanes {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
   static void store_codes(uint8_t* p, Ints v, int64_t n) {
-    const __m128i bytes = _mm512_cvtepi32_epi8(v);
+    __m128i bytes = _mm512_cvtepi32_epi8(v);
+    // Keeps gcc from joining this with the store below: vpmovdb to masked memory is microcoded on Zen 4.
+    asm("" : "+x"(bytes));
     if (n >= 16) {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
     } else {
@@ -80,19 +82,24 @@ struct Lanes {
     __builtin_memcpy(&four, p, 4);
     return _mm512_set1_epi32(four);
   }
-  static Ints dot(Ints acc, Broadcast x, const Weights& w) { return _mm512_dpbusd_epi32(acc, x, w); }
+  // Assembly, because gcc copies every accumulator around the intrinsic once the loops are unrolled.
+  static Ints dot(Ints acc, Broadcast x, const Weights& w) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w));
+    return acc;
+  }
 
   static Columns load_columns(const uint8_t* p) { return _mm512_load_si512(p); }
-  static Ints dot_columns(Ints acc, Columns x, const Weights& w) { return _mm512_dpbusd_epi32(acc, x, w); }
+  static Ints dot_columns(Ints acc, Columns x, const Weights& w) { return dot(acc, x, w); }
 
-  // Four rows of 16 bytes -> [16][4]: gather each row's n-th dword into 128-bit lane n, then transpose 4 x 4 bytes there.
+  // Four rows of 16 bytes -> [16][4]: gather each row's n-th dword into 128-bit lane n, then transpose 4 x 4 bytes
+  // there.
   static void interleave(const uint8_t* const* rows, int64_t offset, uint8_t* out) {
-    const __m512i four = _mm512_inserti32x4(
-        _mm512_inserti32x4(
-            _mm512_inserti32x4(_mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[0] + offset))),
-                               _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[1] + offset)), 1),
-            _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[2] + offset)), 2),
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[3] + offset)), 3);
+    const auto row = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[r] + offset)); };
+    // Masked broadcasts from memory: unlike inserts, they leave the one shuffle port alone.
+    __m512i four = _mm512_castsi128_si512(row(0));
+    four = _mm512_mask_broadcast_i32x4(four, 0x00F0, row(1));
+    four = _mm512_mask_broadcast_i32x4(four, 0x0F00, row(2));
+    four = _mm512_mask_broadcast_i32x4(four, 0xF000, row(3));
     const __m512i dwords = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     _mm512_store_si512(out, _mm512_shuffle_epi8(_mm512_permutexvar_epi32(dwords, four), bytes));

@@ -112,8 +112,8 @@ struct Lanes {
     for (int i = 0; i < 16; ++i) a.v[i] = a.v[i] > high.v[i] ? high.v[i] : a.v[i];
     return a;
   }
-  // Beside 1.5 * 2^23 floats are whole numbers, so the sum rounds to nearest, ties to even: true for |v| < 2^22, and the
-  // caller has clamped v to codes.
+  // Beside 1.5 * 2^23 floats are whole numbers, so the sum rounds to nearest, ties to even: true for |v| < 2^22, and
+  // the caller has clamped v to codes.
   static Ints round(const Floats& v) {
     constexpr float kWhole = 12582912.0f;
     Ints r;

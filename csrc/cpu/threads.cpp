@@ -27,7 +27,7 @@ struct Job {
   void work() {
     for (int64_t part; (part = next.fetch_add(1, std::memory_order_relaxed)) < parts;) {
       try {
-        (*body)(count * part / parts, count * (part + 1) / parts);
+        (*body)(count* part / parts, count * (part + 1) / parts);
       } catch (...) {
         // The first error wins, and the caller throws it again.
         if (!failed.exchange(true)) error = std::current_exception();
@@ -98,7 +98,8 @@ class Worker {
 
 class Pool {
  public:
-  // Takes up to `wanted` idle workers; makes new ones as needed, so callers in several threads do not wait for each other.
+  // Takes up to `wanted` idle workers; makes new ones as needed, so callers in several threads do not wait for each
+  // other.
   std::vector<Worker*> borrow(int wanted) {
     std::vector<Worker*> lent;
     std::lock_guard<std::mutex> lock(mutex_);
@@ -126,8 +127,8 @@ class Pool {
   int made_ = 0;
 };
 
-// Never destroyed: workers may outlive main(). After a fork the child has no workers and perhaps a locked mutex, so it drops
-// the old pool and makes its own.
+// Never destroyed: workers may outlive main(). After a fork the child has no workers and perhaps a locked mutex, so it
+// drops the old pool and makes its own.
 std::atomic<Pool*> pool{nullptr};
 
 Pool& the_pool() {

@@ -38,6 +38,10 @@ class Convolution : public Step {
     }
   }
 
+  bool reads_exactly(int value) const override {
+    return value == spec_.x && value != spec_.residual && 4 * steps_ == taps_a_run_ * spec_.group_channels;
+  }
+
   void run(const Frame& frame) const override {
     const int64_t pixels = frame.batch * frame.values[spec_.y].shape.pixels();
     const int64_t panels = spec_.groups * panels_;
@@ -77,17 +81,28 @@ class Convolution : public Step {
     const uint8_t* x[kBlock];
     void* y[kBlock];
     const uint8_t* r[kBlock];
+    const int64_t x_step = spec_.stride_width * from.pixel_stride;
     const int64_t blocks = (end - begin + kBlock - 1) / kBlock;
     int64_t column = begin % shape.width;
     int64_t row = begin / shape.width % shape.height;
     int64_t image = begin / shape.pixels();
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t count = (end - begin) * (b + 1) / blocks - (end - begin) * b / blocks;
-      for (int64_t i = 0; i < count; ++i) {
-        x[i] = from.at(image, row * spec_.stride_height - spec_.top, column * spec_.stride_width - spec_.left);
-        y[i] = to.at(image, row, column);
-        if (residual != nullptr) r[i] = residual->at(image, row, column);
-        if (++column == shape.width) {
+      // Along a row, addresses grow by constant steps.
+      for (int64_t i = 0; i < count;) {
+        const int64_t run = std::min(count - i, shape.width - column);
+        const uint8_t* x0 =
+            from.at(image, row * spec_.stride_height - spec_.top, column * spec_.stride_width - spec_.left);
+        for (int64_t j = 0; j < run; ++j) x[i + j] = x0 + j * x_step;
+        uint8_t* y0 = to.at(image, row, column);
+        for (int64_t j = 0; j < run; ++j) y[i + j] = y0 + j * to.pixel_stride;
+        if (residual != nullptr) {
+          const uint8_t* r0 = residual->at(image, row, column);
+          for (int64_t j = 0; j < run; ++j) r[i + j] = r0 + j * residual->pixel_stride;
+        }
+        i += run;
+        column += run;
+        if (column == shape.width) {
           column = 0;
           if (++row == shape.height) row = 0, ++image;
         }

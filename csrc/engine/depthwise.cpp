@@ -76,8 +76,7 @@ class Depthwise : public Step {
         for (int64_t h = 0; h < spec_.kernel_height; ++h) {
           const int64_t x_row = row * spec_.stride_height + h * spec_.dilation_height;
           for (int64_t w = 0; w < spec_.kernel_width; ++w) {
-            const int64_t column =
-                ((n / kLanes * band_ + row) * quads_ + x_row / 4) * spec_.kernel_width + w;
+            const int64_t column = ((n / kLanes * band_ + row) * quads_ + x_row / 4) * spec_.kernel_width + w;
             tensors_.weight[(column * kLanes + n % kLanes) * 4 + x_row % 4] =
                 spec_.weight[(n * spec_.kernel_height + h) * spec_.kernel_width + w];
           }
@@ -102,7 +101,8 @@ class Depthwise : public Step {
                                   spec_.dilation_width,
                                   spec_.outputs,
                                   tensors_.epilogue(spec_, 0)};
-    const int64_t columns = (shape.width - 1) * spec_.stride_width + (spec_.kernel_width - 1) * spec_.dilation_width + 1;
+    const int64_t columns =
+        (shape.width - 1) * spec_.stride_width + (spec_.kernel_width - 1) * spec_.dilation_width + 1;
     thread_local AlignedBytes scratch;
     scratch.grow(quads_ * columns * kLanes * 4);
     const int64_t x_row = row * spec_.stride_height - spec_.top;

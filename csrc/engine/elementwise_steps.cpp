@@ -118,8 +118,8 @@ class Pool : public Step {
       for (int64_t column = 0; column < out.width; ++column) {
         const int64_t left = column * window_.stride_width - window_.left;
         const int64_t x0 = std::max<int64_t>(left, 0), x1 = std::min(left + window_.width, in.width);
-        const PoolWindow window = {from.at(image, y0, x0), from.row_stride, from.pixel_stride,
-                                   y1 - y0,                x1 - x0,         in.channels};
+        const PoolWindow window = {
+            from.at(image, y0, x0), from.row_stride, from.pixel_stride, y1 - y0, x1 - x0, in.channels};
         pixel(frame.kernels, window, to.at(image, row, column));
       }
     });
@@ -146,7 +146,9 @@ class MaxStep : public Pool {
   using Pool::Pool;
 
  private:
-  void pixel(const Kernels& kernels, const PoolWindow& window, uint8_t* y) const override { kernels.max_pool(window, y); }
+  void pixel(const Kernels& kernels, const PoolWindow& window, uint8_t* y) const override {
+    kernels.max_pool(window, y);
+  }
 };
 
 class Lookup : public Step {
@@ -198,14 +200,13 @@ std::unique_ptr<Step> make_dequantize(int x, int y, float scale, int zero) {
 
 std::unique_ptr<Step> make_add(int a, int b, int y, int a_zero, float a_scale, int b_zero, float b_scale, int y_zero,
                                int low, int high) {
-  return std::make_unique<Add>(
-      a, b, y,
-      AddLayer{static_cast<float>(a_zero), a_scale, static_cast<float>(b_zero), b_scale,
-               static_cast<float>(low - y_zero), static_cast<float>(high - y_zero), y_zero});
+  return std::make_unique<Add>(a, b, y,
+                               AddLayer{static_cast<float>(a_zero), a_scale, static_cast<float>(b_zero), b_scale,
+                                        static_cast<float>(low - y_zero), static_cast<float>(high - y_zero), y_zero});
 }
 
-std::unique_ptr<Step> make_average_pool(int x, int y, const WindowSpec& window, int x_zero, float multiplier, int y_zero,
-                                        int low, int high) {
+std::unique_ptr<Step> make_average_pool(int x, int y, const WindowSpec& window, int x_zero, float multiplier,
+                                        int y_zero, int low, int high) {
   const int32_t zero_sum = static_cast<int32_t>(x_zero * window.height * window.width);
   return std::make_unique<AverageStep>(
       x, y, window,

@@ -77,8 +77,37 @@ void Engine::seal(const std::vector<int>& inputs, const std::vector<int>& output
   for (Value& value : values_) {
     if (value.alias >= 0) value.image_stride = values_[value.alias].image_stride;
   }
+  find_outside();
   for (auto& step : steps_) step->prepare(values_);
   plan(outputs);
+}
+
+// Inputs are read, and outputs written, where the caller has them, unless a kernel wants a halo or slack around them.
+void Engine::find_outside() {
+  std::vector<bool> aliased(values_.size(), false), read(values_.size(), false), read_exactly(values_.size(), true);
+  for (const Value& value : values_) {
+    if (value.alias >= 0) aliased[value.alias] = true;
+  }
+  for (const auto& step : steps_) {
+    for (int v : step->inputs) {
+      read[v] = true;
+      if (!step->reads_exactly(v)) read_exactly[v] = false;
+    }
+  }
+  const auto plain = [&](int v) { return values_[v].halo_code < 0 && values_[v].alias < 0 && !aliased[v]; };
+  std::vector<bool> is_input(values_.size(), false);
+  for (int v : inputs_) {
+    is_input[v] = true;
+    const bool kept = std::find(outputs_.begin(), outputs_.end(), v) != outputs_.end();
+    values_[v].outside = values_[v].is_float || (plain(v) && read_exactly[v] && !kept);
+  }
+  for (int v : outputs_) {
+    const bool once = std::count(outputs_.begin(), outputs_.end(), v) == 1;
+    if (!is_input[v]) values_[v].outside = plain(v) && !read[v] && once;
+  }
+  for (Value& value : values_) {
+    if (value.outside) value.image_stride = value.shape.height * value.row_stride;
+  }
 }
 
 // First fit by lifetime: a value takes the lowest gap that no living value overlaps.
@@ -108,7 +137,7 @@ void Engine::plan(const std::vector<int>& kept) {
   std::sort(lives.begin(), lives.end(), [](const Life& a, const Life& b) { return a.born < b.born; });
   std::vector<Life> placed;
   for (const Life& life : lives) {
-    if (life.dies < life.born) continue;
+    if (life.dies < life.born || values_[life.value].outside) continue;
     int64_t offset = 0;
     std::sort(placed.begin(), placed.end(), [&](const Life& a, const Life& b) {
       return values_[a.value].arena_offset < values_[b.value].arena_offset;
@@ -138,7 +167,8 @@ void Engine::fill_halo(const Value& value, const Buffer& buffer, int64_t batch, 
         // A row's right margin and the next row's left margin lie side by side.
         std::memset(inner, value.halo_code, static_cast<size_t>(value.left * value.pixel_stride));
         uint8_t* right = inner + (value.left + value.shape.width) * value.pixel_stride;
-        for (int64_t h = 0; h + 1 < value.shape.height; ++h) std::memset(right + h * value.row_stride, value.halo_code, gap);
+        for (int64_t h = 0; h + 1 < value.shape.height; ++h)
+          std::memset(right + h * value.row_stride, value.halo_code, gap);
         std::memset(right + (value.shape.height - 1) * value.row_stride, value.halo_code,
                     static_cast<size_t>(value.right * value.pixel_stride));
       }
@@ -171,9 +201,9 @@ void Engine::run(const std::vector<const void*>& inputs, const std::vector<void*
     const Value& value = values_[inputs_[i]];
     Buffer& buffer = buffers[inputs_[i]];
     const int64_t image_bytes = value.shape.height * tight_row(value);
-    if (value.is_float) {
-      // Read where it is; nothing writes to it.
-      buffer = {static_cast<uint8_t*>(const_cast<void*>(inputs[i])), image_bytes, tight_row(value), value.pixel_stride};
+    if (value.outside) {
+      // Nothing writes to it.
+      buffer.origin = static_cast<uint8_t*>(const_cast<void*>(inputs[i]));
       continue;
     }
     if (value.halo_code >= 0) fill_halo(value, buffer, batch, threads);
@@ -181,6 +211,9 @@ void Engine::run(const std::vector<const void*>& inputs, const std::vector<void*
       copy_rows(buffer.at(image, 0, 0), value.row_stride, static_cast<const uint8_t*>(inputs[i]) + image * image_bytes,
                 tight_row(value), value.shape.height, tight_row(value));
     }
+  }
+  for (size_t i = 0; i < outputs_.size(); ++i) {
+    if (values_[outputs_[i]].outside) buffers[outputs_[i]].origin = static_cast<uint8_t*>(outputs[i]);
   }
   const Frame frame = {values_, buffers, kernels_for(isa_), batch, threads};
   for (const auto& step : steps_) {
@@ -191,6 +224,7 @@ void Engine::run(const std::vector<const void*>& inputs, const std::vector<void*
   for (size_t i = 0; i < outputs_.size(); ++i) {
     const Value& value = values_[outputs_[i]];
     const Buffer& buffer = buffers[outputs_[i]];
+    if (value.outside) continue;
     for (int64_t image = 0; image < batch; ++image) {
       copy_rows(static_cast<uint8_t*>(outputs[i]) + image * value.shape.height * tight_row(value), tight_row(value),
                 buffer.at(image, 0, 0), buffer.row_stride, value.shape.height, tight_row(value));

@@ -25,13 +25,14 @@ class Engine {
   // Lays out values and plans the arena. No building afterwards.
   void seal(const std::vector<int>& inputs, const std::vector<int>& outputs);
 
-  // Inputs: contiguous tensors of `batch` images, codes [H][W][C] or floats in the value's own layout. Outputs: codes or floats,
-  // [H][W][C]. Any number of threads may run one engine at a time.
+  // Inputs: contiguous tensors of `batch` images, codes [H][W][C] or floats in the value's own layout. Outputs: codes
+  // or floats, [H][W][C]. Any number of threads may run one engine at a time.
   void run(const std::vector<const void*>& inputs, const std::vector<void*>& outputs, int64_t batch, int threads) const;
 
   const char* isa() const { return isa_name(isa_); }
 
  private:
+  void find_outside();
   void plan(const std::vector<int>& kept);
   void fill_halo(const Value& value, const Buffer& buffer, int64_t batch, int threads) const;
 

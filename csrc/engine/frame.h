@@ -14,8 +14,8 @@ struct Shape {
   int64_t elements() const { return height * width * channels; }
 };
 
-// A value lives in the arena inside a halo of `halo_code`, as wide as its consumers' padding asks for, so that no kernel ever
-// has to ask whether it is at an edge. The producer's step fills the halo anew in every run.
+// A value lives in the arena inside a halo of `halo_code`, as wide as its consumers' padding asks for, so that no
+// kernel ever has to ask whether it is at an edge. The producer's step fills the halo anew in every run.
 struct Value {
   bool is_float = false;
   bool channels_first = false;
@@ -25,6 +25,7 @@ struct Value {
   int alias = -1;      // the value whose bytes these are (flatten), or -1
   int64_t image_stride = 0, row_stride = 0, pixel_stride = 0, origin = 0;  // bytes
   int64_t arena_offset = 0;                                                // bytes per image of the batch
+  bool outside = false;  // lives in the caller's memory, which has no halo and no slack
 };
 
 // Where a value's pixel (0, 0) of image 0 is in this run.
@@ -51,6 +52,8 @@ class Step {
   virtual void run(const Frame& frame) const = 0;
   // Called once, when strides are known.
   virtual void prepare(const std::vector<Value>&) {}
+  // True if no byte behind the end of `value` is ever read: then it may stay in the caller's memory.
+  virtual bool reads_exactly(int) const { return false; }
   std::vector<int> inputs;
   int output = -1;
 };

@@ -14,7 +14,7 @@ def pack(codes: Tensor, bits: int, zero_point: Tensor | None = None) -> Tensor:
     """Pack rows of codes, low code first: code ``k`` takes bits ``[k * bits, (k + 1) * bits)`` of its row.
 
     Args:
-        codes: ``[N, K]`` integers; two's complement if any grid below 0 is meant, so each within ``[-2^(bits-1), 2^bits)``.
+        codes: ``[N, K]`` integers within ``[-2^(bits-1), 2^bits)``; those below 0 become two's complement.
         bits: width of a code, 2 to 8.
         zero_point: ``[N]`` integer codes that fill what a row's last word has left; None means 0.
 
@@ -80,7 +80,8 @@ def unpack(packed: Tensor, bits: int, signed: bool, length: int) -> Tensor:
         raise DTypeError(f"packed codes are int32 words, not {packed.dtype}.")
     if packed.dim() != 2 or packed.shape[1] != words_of(length, bits):
         raise ShapeError(
-            f"{length} codes of {bits} bits take [N, {words_of(length, bits)}] words, not {list(packed.shape)}."
+            f"{length} codes of {bits} bits take [N, {words_of(length, bits)}] words, "
+            f"not {list(packed.shape)}."
         )
     rows = packed.shape[0]
     blocks = -(-length // WORD)

@@ -1,4 +1,4 @@
-"""The CPU executor: every maximal integer region of a program is one call into the C++ engine; what is float runs in torch."""
+"""The CPU executor: a maximal integer region is one call into the C++ engine; what is float runs in torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyquant.errors import BackendError, DTypeError, ShapeError
+from pyquant.errors import BackendError, DTypeError, PyquantError, ShapeError
 from pyquant.ops.backend import extension, missing
 from pyquant.ops.conv_s8 import centred_weight, check_accumulator
 from pyquant.ops.pack import unpack
@@ -37,7 +37,7 @@ class CpuExecutor:
         isa: ``"auto"``, ``"avx512"``, ``"avx2"`` or ``"portable"``; all give the same bytes.
 
     Raises:
-        BackendError: the extension is not built, the machine lacks ``isa``, or the engine cannot hold a weight.
+        BackendError: the extension is not built, the machine lacks ``isa``, or a weight does not fit int8.
         ShapeError: the shapes of the program's values do not fit each other.
     """
 
@@ -60,7 +60,8 @@ class CpuExecutor:
         """Run one batch.
 
         Args:
-            inputs: ``[B, ...]`` float32 CPU tensors in torch's layout (uint8 ``[B, H, W, C]`` where an input is codes).
+            inputs: ``[B, ...]`` float32 CPU tensors in torch's layout; where an input is codes, uint8
+                ``[B, H, W, C]``.
 
         Returns:
             The program's outputs, in torch's layouts; codes as uint8 ``[B, H, W, C]``.
@@ -107,7 +108,11 @@ class CpuExecutor:
                 raise DTypeError(f"input {name!r} is {given}; the program takes {dtype} tensors.")
             if x.device.type != "cpu":
                 raise DTypeError(
+<<<<<<< HEAD
                     f"input {name!r} is on {x.device}; the cpu executor takes CPU tensors, so call .cpu() first."
+=======
+                    f"input {name!r} is on {x.device}; the cpu executor takes CPU tensors: call .cpu()."
+>>>>>>> kernels
                 )
             if x.dim() != len(value.shape) + 1 or tuple(x.shape[1:]) != value.shape:
                 raise ShapeError(
@@ -121,7 +126,7 @@ class CpuExecutor:
                 raise ShapeError(f"input {name!r} holds an empty batch; give at least one sample.")
         return [x.contiguous() for x in inputs]
 
-    # ------------------------------------------------------------------------------------------------------ splitting
+    # ---------------------------------------------------------------------------------------- splitting
     def _split(self) -> tuple[Region, ...]:
         """Group ops into as few regions as the order of their inputs allows."""
         waiting = list(self.program.ops)
@@ -167,7 +172,7 @@ def to_torch_layout(rows: Tensor, value: Value) -> Tensor:
     return rows.reshape(rows.shape[0], *value.shape)
 
 
-# ------------------------------------------------------------------------------------------------------------- the engine
+# ----------------------------------------------------------------------------------------------- the engine
 def load(program: Program, ops: Sequence[Op], inputs: Sequence[str], outputs: Sequence[str], isa: str) -> Any:
     """Build the engine of one region.
 
@@ -175,7 +180,7 @@ def load(program: Program, ops: Sequence[Op], inputs: Sequence[str], outputs: Se
         BackendError: the machine lacks ``isa``, or a weight less its zero point does not fit int8.
     """
     try:
-        engine = extension().Engine(isa)
+        engine = extension().Engine(isa)  # type: ignore[union-attr]
     except ValueError as error:
         raise BackendError(f"{error}.") from None
     index: dict[str, int] = {}
@@ -186,6 +191,8 @@ def load(program: Program, ops: Sequence[Op], inputs: Sequence[str], outputs: Se
     for op in ops:
         try:
             _ADD[op.kind](engine, op, [index[name] for name in op.inputs], index[op.output], program.values)
+        except PyquantError:
+            raise
         except ValueError as error:
             raise BackendError(f"op {op.name!r} cannot be loaded: {error}.") from None
     engine.seal([index[name] for name in inputs], [index[name] for name in outputs])

@@ -67,8 +67,8 @@ def _conv(op: Op, shapes: list[tuple[int, int, int]]) -> tuple[int, int, int]:
     words = words_of(kh * kw * (channels // groups), a["weight_bits"])
     if tuple(op.tensors["weight"].shape) != (outputs, words) or op.tensors["bias"].shape != (outputs,):
         raise ShapeError(
-            f"op {op.name!r}: weight {list(op.tensors['weight'].shape)} and bias {list(op.tensors['bias'].shape)} "
-            f"should be {[outputs, words]} and {[outputs]}."
+            f"op {op.name!r}: weight {list(op.tensors['weight'].shape)} "
+            f"and bias {list(op.tensors['bias'].shape)} should be {[outputs, words]} and {[outputs]}."
         )
     result = (
         _windows(height, kh, a["stride"][0], top, bottom, a["dilation"][0]),

@@ -45,7 +45,7 @@ class Writer:
             tensors.append(x)
         return tensors
 
-    # ------------------------------------------------------------------------------------------------------- values
+    # ----------------------------------------------------------------------------------------- values
     def _value(self, kind: str, shape: tuple[int, ...]) -> str:
         name = f"v{len(self.values)}"
         self.values[name] = Value(kind, shape)
@@ -78,7 +78,7 @@ class Writer:
         low, high = (zero, 255) if self.chance(0.4) else (0, self.pick(max(zero, 40), 255))
         return {"y_zero": zero, "low": low, "high": high}
 
-    # ---------------------------------------------------------------------------------------------------------- ops
+    # -------------------------------------------------------------------------------------------- ops
     def quantize(self, x: str) -> str:
         shape = self.values[x].shape
         rows = (*shape[1:], shape[0]) if len(shape) == 3 else (*(1,) * (3 - len(shape)), *shape)
@@ -130,9 +130,15 @@ class Writer:
         oh = (h + padding[0] + padding[2] - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
         ow = (w + padding[1] + padding[3] - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
         attributes = {
-            "stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "kernel": kernel,
-            "x_zero": self.zero_of(x) if x_zero is None else x_zero, "weight_bits": bits, "weight_signed": signed,
-        }  # fmt: skip
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+            "groups": groups,
+            "kernel": kernel,
+            "x_zero": self.zero_of(x) if x_zero is None else x_zero,
+            "weight_bits": bits,
+            "weight_signed": signed,
+        }
         if float_rank is not None:
             shape = {3: (n, oh, ow), 2: (ow, n), 1: (n,)}[float_rank]
             return self._emit("conv", (x,), ("float", shape), attributes, tensors)
@@ -183,6 +189,9 @@ class Writer:
     def flatten(self, x: str) -> str:
         h, w, c = self.values[x].shape
         return self._emit("flatten", (x,), ("codes", (1, 1, h * w * c)), {}, {})
+
+    def aten(self, x: str, op: str, attrs: dict) -> str:
+        return self._emit("aten", (x,), ("float", self.values[x].shape), {"op": op, "attrs": attrs}, {})
 
 
 def random_conv(seed: int) -> tuple[Program, list[Tensor]]:

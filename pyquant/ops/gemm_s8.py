@@ -1,0 +1,171 @@
+"""gemm_s8: 8-bit matrix product, to requantised codes or to float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyquant import reference
+from pyquant.errors import ShapeError
+from pyquant.ops.backend import choose, register
+from pyquant.ops.conv_s8 import check_accumulator, check_code_range, check_dtypes, packed
+
+
+def gemm_s8(
+    x: Tensor,
+    weight: Tensor,
+    multiplier: Tensor,
+    bias: Tensor,
+    *,
+    x_zero: int,
+    y_zero: int,
+    low: int = 0,
+    high: int = 255,
+    backend: str = "auto",
+) -> Tensor:
+    """Multiply codes: ``y = clamp(round(float(acc) * multiplier + bias) + y_zero, low, high)``.
+
+    Here ``acc = (x - x_zero) @ weight.T``, exact.
+
+    Args:
+        x: ``[M, K]`` uint8 codes.
+        weight: ``[N, K]`` int8 codes, zero point 0.
+        multiplier: ``[N]`` float32, ``s_x s_w / s_y``.
+        bias: ``[N]`` float32, ``bias / s_y``.
+        x_zero, y_zero: zero points, 0..255.
+        low, high: clamp bounds in codes, 0..255; an activation is one of them.
+        backend: ``"auto"``, ``"reference"`` or ``"cpu"``; all give the same bytes.
+
+    Returns:
+        ``[M, N]`` uint8.
+
+    Raises:
+        ShapeError: shapes do not fit each other, a dimension is 0, or sums could leave int32.
+        DTypeError: a dtype is not the one above.
+        BackendError: a code parameter is outside 0..255, or the backend cannot serve here.
+
+    Source: :func:`pyquant.reference.requantize`.
+    """
+    check_code_range(x_zero=x_zero, y_zero=y_zero, low=low, high=high)
+    _check(x, weight, multiplier, bias, x_zero)
+    run = torch.ops.pyquant.gemm_s8 if backend == "auto" else choose("gemm_s8", x.device, backend).kernel
+    return run(x, weight, multiplier, bias, x_zero, y_zero, low, high)
+
+
+def gemm_s8_float(
+    x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, *, x_zero: int, backend: str = "auto"
+) -> Tensor:
+    """Multiply codes to float32: ``y = float((x - x_zero) @ weight.T) * multiplier + bias``.
+
+    Arguments and errors as in :func:`gemm_s8`, except that ``multiplier`` is ``s_x s_w`` and ``bias`` is in
+    real units.
+
+    Returns:
+        ``[M, N]`` float32, each operation rounded once.
+
+    Source: :func:`pyquant.reference.affine`.
+    """
+    check_code_range(x_zero=x_zero)
+    _check(x, weight, multiplier, bias, x_zero)
+    run = (
+        torch.ops.pyquant.gemm_s8_float
+        if backend == "auto"
+        else choose("gemm_s8_float", x.device, backend).kernel
+    )
+    return run(x, weight, multiplier, bias, x_zero)
+
+
+# -------------------------------------------------------------------------------------------------- schema
+torch.library.define(
+    "pyquant::gemm_s8",
+    "(Tensor x, Tensor weight, Tensor multiplier, Tensor bias, int x_zero, int y_zero, int low, int high)"
+    " -> Tensor",
+)
+torch.library.define(
+    "pyquant::gemm_s8_float",
+    "(Tensor x, Tensor weight, Tensor multiplier, Tensor bias, int x_zero) -> Tensor",
+)
+
+
+@torch.library.impl("pyquant::gemm_s8", "cpu")
+def _dispatch(x: Tensor, *args: Any) -> Tensor:
+    return choose("gemm_s8", x.device).kernel(x, *args)
+
+
+@torch.library.impl("pyquant::gemm_s8_float", "cpu")
+def _dispatch_float(x: Tensor, *args: Any) -> Tensor:
+    return choose("gemm_s8_float", x.device).kernel(x, *args)
+
+
+@torch.library.register_fake("pyquant::gemm_s8")
+def _fake(x: Tensor, weight: Tensor, *args: Any) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+@torch.library.register_fake("pyquant::gemm_s8_float")
+def _fake_float(x: Tensor, weight: Tensor, *args: Any) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=torch.float32)
+
+
+# ------------------------------------------------------------------------------------------------ backends
+@register("gemm_s8", "reference")
+def _reference(
+    x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, x_zero: int, y_zero: int, low: int, high: int
+) -> Tensor:
+    acc = (x.double() - x_zero) @ weight.double().T
+    return reference.requantize(acc, multiplier, bias, y_zero, low, high)
+
+
+@register("gemm_s8_float", "reference")
+def _reference_float(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, x_zero: int) -> Tensor:
+    return reference.affine((x.double() - x_zero) @ weight.double().T, multiplier, bias)
+
+
+# A matrix product is a 1 x 1 convolution whose rows are images of one pixel.
+_POINT = {"stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
+
+
+@register("gemm_s8", "cpu")
+def _cpu(
+    x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, x_zero: int, y_zero: int, low: int, high: int
+) -> Tensor:
+    options = {**_POINT, "x_zero": x_zero, "y_zero": y_zero, "low": low, "high": high}
+    return _rows(x, weight, multiplier, bias, options)
+
+
+@register("gemm_s8_float", "cpu")
+def _cpu_float(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, x_zero: int) -> Tensor:
+    options = {**_POINT, "x_zero": x_zero, "y_zero": 0, "low": 0, "high": 255, "to_float": True}
+    return _rows(x, weight, multiplier, bias, options)
+
+
+def _rows(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, options: dict[str, Any]) -> Tensor:
+    layer = packed(weight, multiplier, bias, (1, 1, weight.shape[1]), **options)
+    return layer(x).reshape(x.shape[0], weight.shape[0])
+
+
+# -------------------------------------------------------------------------------------------------- checks
+def _check(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, x_zero: int) -> None:
+    check_dtypes(
+        x=(x, torch.uint8),
+        weight=(weight, torch.int8),
+        multiplier=(multiplier, torch.float32),
+        bias=(bias, torch.float32),
+    )
+    if (
+        x.dim() != 2
+        or weight.dim() != 2
+        or x.shape[1] != weight.shape[1]
+        or min(*x.shape, *weight.shape) == 0
+    ):
+        raise ShapeError(
+            f"gemm_s8 takes x [M, K] and weight [N, K], not {list(x.shape)} and {list(weight.shape)}."
+        )
+    n = weight.shape[0]
+    if multiplier.shape != (n,) or bias.shape != (n,):
+        raise ShapeError(
+            f"gemm_s8: multiplier {list(multiplier.shape)} and bias {list(bias.shape)} should be [{n}]."
+        )
+    check_accumulator(x.shape[1], x_zero, weight, "gemm_s8")
