@@ -303,7 +303,7 @@ class _Reader:
 
     def _read_pad(self, node: FxNode) -> bool:
         x, pads, mode, value = _pad_args(node.args, (None, None, "constant", None))
-        if mode != "constant" or value or len_size(x) != 3 or not self._tensor_args(x):
+        if mode != "constant" or value or len(_size(x)) != 3 or not self._tensor_args(x):
             return False
         self._op(node, "pad", (x,), {"pads": tuple(pads)})
         return True

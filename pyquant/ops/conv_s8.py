@@ -308,10 +308,6 @@ def check_accumulator(length: int, x_zero: int, weight: Tensor, site: str) -> No
     largest = max(x_zero, 255 - x_zero) * int(weight.to(torch.int32).abs().max())
     if length * largest > INT32_MAX:
         raise ShapeError(
-<<<<<<< HEAD
-            f"{site!r} sums K={length} products of up to {largest}; int32 holds at most K={INT32_MAX // largest}."
-=======
             f"{site!r} sums K={length} products of up to {largest}; "
             f"int32 holds at most K={INT32_MAX // largest}."
->>>>>>> kernels
         )

@@ -108,11 +108,7 @@ class CpuExecutor:
                 raise DTypeError(f"input {name!r} is {given}; the program takes {dtype} tensors.")
             if x.device.type != "cpu":
                 raise DTypeError(
-<<<<<<< HEAD
-                    f"input {name!r} is on {x.device}; the cpu executor takes CPU tensors, so call .cpu() first."
-=======
                     f"input {name!r} is on {x.device}; the cpu executor takes CPU tensors: call .cpu()."
->>>>>>> kernels
                 )
             if x.dim() != len(value.shape) + 1 or tuple(x.shape[1:]) != value.shape:
                 raise ShapeError(
