@@ -7,26 +7,27 @@ import importlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from pyquant import zoo
 from pyquant.errors import DataError, PyquantError
 from pyquant.files import read_batches
-from pyquant.model import prepare
 from pyquant.ops import backend as backends
-from pyquant.pipeline import RECIPES, Recipe, example_of, quantize_model
+from pyquant.pipeline import RECIPES, Recipe, quantize_model
 from pyquant.runtime.net import deploy, load
 
 console = Console()
 SITE_BITS = "SITE=W,A"
+BUDGET = 0.13
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except PyquantError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        # A message may hold brackets, which rich would take for its markup.
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; no file was written.")
@@ -68,8 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument(
         "--budget",
         type=float,
-        default=0.13,
-        help="bytes of weight codes over float32 weight bytes (default 0.13)",
+        help=f"bytes of weight codes over float32 weight bytes (default {BUDGET})",
     )
     c.add_argument(
         "--joint", action="store_true", help="the paper's choices: activations as wide as the weights"
@@ -112,14 +113,15 @@ def _quantize(args: argparse.Namespace) -> None:
     output = Path(args.output)
     if not output.parent.is_dir():
         raise DataError(f"the folder {str(output.parent)!r} does not exist; create it, or write elsewhere.")
+    if output.is_dir():
+        raise DataError(f"--output {str(output)!r} is a folder; give the file to write, such as model.pq.")
     recipe = recipe_from(args.recipe, args.budget, args.joint)
     bits = dict(_site_bits(item) for item in args.bits)
     model = _load_model(args.model)
     data = _load_data(args.data, args.model)
-    q = prepare(model, example_of(model, data), exclude=args.exclude)
     begin = time.perf_counter()
     with progress_bar() as progress:
-        q = quantize_model(q, data, recipe, bits=bits, progress=progress())
+        q = quantize_model(model, data, recipe, bits=bits, exclude=args.exclude, progress=progress())
     net = deploy(q)
     net.save(output)
     sizes = net.sizes
@@ -146,6 +148,8 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    if args.limit is not None and args.limit < 1:
+        raise DataError(f"--limit {args.limit} leaves no image; give 1 or more.")
     net = load(args.checkpoint, backend=args.backend, threads=args.threads)
     model = zoo.load(args.model)
     images, accepted = zoo.evaluation(args.model)
@@ -191,16 +195,18 @@ def _backends(args: argparse.Namespace) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- arguments
-def recipe_from(name: str, budget: float, joint: bool) -> Recipe:
-    """A recipe by name, or fixed bits written ``w4a8``.
+def recipe_from(name: str, budget: float | None, joint: bool) -> Recipe:
+    """A recipe by name, or fixed bits written ``w4a8``, which take no budget.
 
     Raises:
-        DataError: no such recipe.
+        DataError: no such recipe, or a budget for fixed bits. BudgetError, GridError: as of :class:`Recipe`.
     """
     if name in RECIPES:
-        return RECIPES[name](budget, None if joint else 8)
+        return RECIPES[name](BUDGET if budget is None else budget, None if joint else 8)
     widths = name.lower().removeprefix("w").split("a")
-    if name.lower().startswith("w") and len(widths) == 2 and all(w.isdigit() for w in widths):
+    if name.lower().startswith("w") and len(widths) == 2 and all(w.isdecimal() for w in widths):
+        if budget is not None or joint:
+            raise DataError(f"recipe {name!r} fixes all bits, so --budget and --joint mean nothing; drop them.")
         return Recipe.fixed(int(widths[0]), int(widths[1]))
     raise DataError(f"recipe {name!r} is unknown; use {', '.join(RECIPES)}, or fixed bits such as w4a8.")
 
@@ -208,24 +214,27 @@ def recipe_from(name: str, budget: float, joint: bool) -> Recipe:
 def _site_bits(item: str) -> tuple[str, tuple[int, int]]:
     site, _, widths = item.rpartition("=")
     pair = widths.split(",")
-    if not site or len(pair) != 2 or not all(w.strip().isdigit() for w in pair):
+    if not site or len(pair) != 2 or not all(w.strip().isdecimal() for w in pair):
         raise DataError(f"--bits {item!r} is not {SITE_BITS}; write for example --bits fc=8,8.")
     return site, (int(pair[0]), int(pair[1]))
 
 
 def _entry(text: str) -> Any:
-    """Import ``module:function`` and call it."""
+    """Import ``module:function`` and call it; what the function itself raises is its author's to see."""
     module, _, function = text.partition(":")
     sys.path.insert(0, "")
     try:
-        made = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise DataError(
-            f"{text!r} could not be imported: {error}; write module:function, importable from here."
-        ) from error
+        try:
+            made = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise DataError(
+                f"{text!r} could not be imported: {error}; write module:function, importable from here."
+            ) from error
+        if not callable(made):
+            raise DataError(f"{text!r} is a {type(made).__name__}; name a function without arguments.")
+        return made()
     finally:
-        sys.path.pop(0)
-    return made()
+        sys.path.remove("")
 
 
 def _load_model(name: str) -> torch.nn.Module:
@@ -244,7 +253,12 @@ def _load_data(source: str | None, model: str) -> Any:
                 f"the model {model!r} needs --data: a folder of images, a file of inputs, or module:function."
             )
         return zoo.calibration(model)
-    return _entry(source) if ":" in source else read_batches(Path(source))
+    if ":" not in source or Path(source).exists():
+        return read_batches(Path(source))
+    data = _entry(source)
+    if not isinstance(data, Iterable):
+        raise DataError(f"{source!r} returned a {type(data).__name__}; it must return batches of inputs.")
+    return data
 
 
 @contextmanager

@@ -85,7 +85,7 @@ def gather(node: Node, x: Tensor, y: Tensor, kernel: tuple[int, int], turn: int 
         return _sums(rows, target)
     a, groups = node.attrs, node.attrs["groups"]
     every = thin_out((y.shape[2], y.shape[3]))
-    v, h = turn % every, (turn // every) % every
+    v, h = turn % min(every, y.shape[2]), (turn // every) % min(every, y.shape[3])
     target = y[:, :, v::every, h::every]
     top, left, bottom, right = a["padding"]
     sv, sh = a["stride"]
@@ -268,10 +268,9 @@ class _Held:
             for node in chain[1:]:
                 value = compute(view, node, {node.inputs[0]: value}, len(batch[0]))
             # Fake-quantised already where it has a grid, so its codes are exact.
-            coded = qparams is not None
-            self.quant_values[i][last] = (
-                quantize(value, qparams.scale, qparams.zero_point, self.grids[last]) if coded else value
-            )
+            if qparams is not None:
+                value = quantize(value, qparams.scale, qparams.zero_point, self.grids[last])
+            self.quant_values[i][last] = value
             self._free(self.quant_values[i], head, last)
 
     def _advance_float(self, q: QModel, chain: Sequence[Node], i: int) -> Any:

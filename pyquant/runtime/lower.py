@@ -123,7 +123,7 @@ class _Lowering:
             return
         x, x_qparams = self._site_input(head)
         attrs, tensors = self._site(head, x_qparams)
-        inputs = (x,)
+        inputs: tuple[str, ...] = (x,)
         if not coded:
             scale = x_qparams.scale.double() * self.q.weights[head.name].qparams.scale.double()
             tensors |= _affine(scale, self.q.weights[head.name].bias, 1.0, head.name)

@@ -34,8 +34,11 @@ class Objective:
         w = weight.double().reshape(h.shape[0], -1, h.shape[-1])
         diagonal = torch.diagonal(h, dim1=-2, dim2=-1)
         power = diagonal.mean(-1)
-        # A dead group has no power of its own: some of the others', or 1, keeps it solvable.
-        pull = DAMPING * power.clamp(min=1e-4 * power.max().item() or 1.0)
+        # Sums in float32 leave noise of about this size, which is all there is where rows are few.
+        raw = torch.diagonal(moments.h, dim1=-2, dim2=-1)[..., :-1].mean(-1).max().item() / moments.rows
+        noise = 2.0**-22 * h.shape[-1] * raw
+        # A dead group has no power of its own: some of the others', or any at all, keeps it solvable.
+        pull = (DAMPING * power).clamp(min=max(DAMPING * 1e-4 * power.max().item(), noise) or DAMPING)
         h = h + torch.diag_embed(pull[:, None].expand_as(diagonal))
         return Objective(w, h, t + pull[:, None, None] * w)
 

@@ -1,0 +1,91 @@
+"""Runs a suite: ``python -m bench.run network``. Correctness first, then time; rows go to ``bench/results/<suite>.jsonl``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench import accuracy, conv_s8, fake_quantize, gemm_s8, network
+from bench.record import MACHINE, RESULTS, Row, append, machine
+from pyquant.errors import PyquantError
+from pyquant.ops.backend import missing
+
+# A suite yields rows for some thread counts; quick takes fewer cases and rounds.
+SUITES: Mapping[str, Callable[[Sequence[int], bool], Iterator[Row]]] = {
+    "network": network.rows,
+    "conv_s8": conv_s8.rows,
+    "gemm_s8": gemm_s8.rows,
+    "fake_quantize": fake_quantize.rows,
+    "accuracy": accuracy.rows,
+}
+THREADS = {"network": (1, 2), "accuracy": (2,)}
+NAMES = ("suite", "case", "backend", "threads")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one suite, print its table, append its rows; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
+    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument("--json", type=Path, help="append rows here instead of bench/results/<suite>.jsonl")
+    parser.add_argument("--threads", type=int, help="measure with so many threads only")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer cases and rounds; rows are kept only with --json"
+    )
+    args = parser.parse_args(argv)
+    if args.threads is not None and args.threads < 1:
+        parser.error(f"--threads {args.threads}: use 1 or more.")
+    why = missing("cpu")
+    if why is not None:
+        parser.exit(1, f"nothing to time: {why}.\n")
+    where = machine()
+    threads = (args.threads,) if args.threads is not None else THREADS.get(args.suite, (1,))
+    before, rows = torch.get_num_threads(), []
+    console = Console(width=max(120, Console().width))
+    try:
+        for measured in SUITES[args.suite](threads, args.quick):
+            rows.append({"suite": args.suite, **measured, **where})
+            console.print(f"{measured['case']}: {measured['backend']}", highlight=False)
+    except PyquantError as error:
+        parser.exit(1, f"{error}\n")
+    finally:
+        torch.set_num_threads(before)
+    console.print(_table(rows))
+    if not args.quick or args.json is not None:
+        append(args.json or RESULTS / f"{args.suite}.jsonl", rows)
+    return 0
+
+
+def _figures(row: Row) -> list[str]:
+    return [key for key in row if key not in (*NAMES, *MACHINE)]
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    figures = list(dict.fromkeys(key for row in rows for key in _figures(row)))
+    columns = (*NAMES[1:], *figures)
+    title = f"{rows[0]['suite']} on {rows[0]['device']} ({rows[0]['isa']}), torch {rows[0]['torch']}, {rows[0]['commit']}"
+    table = Table(title=title)
+    for key in columns:
+        table.add_column(
+            key.replace("_", " "),
+            no_wrap=key in ("backend", "clock"),
+            justify="left" if key in NAMES else "right",
+        )
+    for row in rows:
+        table.add_row(*(_cell(row.get(key)) for key in columns))
+    return table
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
