@@ -14,6 +14,7 @@ from bench.record import Row
 from bench.timing import interleaved
 from pyquant import zoo
 from pyquant.runtime.execute_reference import conv_weight
+from pyquant.runtime.geometry import rows_shape
 from pyquant.runtime.net import Net
 from pyquant.runtime.program import Op, Program
 
@@ -48,17 +49,16 @@ def rows(threads: Sequence[int], quick: bool) -> Iterator[Row]:
 
 def geometries(net: Net) -> dict[str, Op]:
     """Geometry -> the first conv of the program that has it."""
-    convs = [
-        (row["geometry"], op)
-        for row, op in zip(net.describe(), net.program.ops, strict=True)
-        if op.kind == "conv"
-    ]
-    return dict(reversed(convs))
+    found: dict[str, Op] = {}
+    for row, op in zip(net.describe(), net.program.ops, strict=True):
+        if op.kind == "conv":
+            found.setdefault(row["geometry"], op)
+    return found
 
 
 def multiplications(op: Op, program: Program) -> int:
     """Multiply-adds of one sample."""
-    height, width, _ = (1, 1, *program.values[op.output].shape)[-3:]
+    height, width, _ = rows_shape(program.values[op.output])
     return height * width * conv_weight(op, program).numel()
 
 

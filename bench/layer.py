@@ -11,7 +11,7 @@ from torch import Tensor
 from pyquant.errors import BackendError
 from pyquant.ops.pack import pack
 from pyquant.runtime.compare import same_bytes
-from pyquant.runtime.execute_cpu import load
+from pyquant.runtime.execute_cpu import load, to_torch_layout
 from pyquant.runtime.execute_reference import ReferenceExecutor
 from pyquant.runtime.geometry import rows_shape
 from pyquant.runtime.program import Op, Program, Value
@@ -67,7 +67,7 @@ def engine_call(program: Program, inputs: list[Tensor], threads: int) -> Callabl
         return output
 
     want = ReferenceExecutor(program)(*inputs)[0]
-    if not same_bytes(call().reshape(-1), want.reshape(-1)):
+    if not same_bytes(to_torch_layout(call(), value), want):
         raise BackendError(
             f"{program.ops[0].name}: the cpu backend's bytes are not those of the reference; not timed."
         )

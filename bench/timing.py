@@ -30,25 +30,19 @@ class Timing:
     clock: str
 
 
-def interleaved(
-    runs: Mapping[str, Callable[[], Any]],
-    threads: int,
-    rounds: int = 9,
-    sample_seconds: float = SAMPLE_SECONDS,
-) -> dict[str, Timing]:
+def interleaved(runs: Mapping[str, Callable[[], Any]], threads: int, rounds: int = 9) -> dict[str, Timing]:
     """Time calls against each other: every round times each of them once, so that all see the same machine.
 
-    A sample repeats a call until it lasts ``sample_seconds``, after one call that is not counted: that one warms the caches and
+    A sample repeats a call until it lasts :data:`SAMPLE_SECONDS`, after one call that is not counted: that one warms the caches and
     waits out the spinning threads of the peer before it.
 
     Args:
         runs: name -> what to time, without arguments.
         threads: how many threads the calls use; chooses the clock.
         rounds: samples of each, at least 2.
-        sample_seconds: length of a sample.
     """
     name, clock = ("cpu", time.process_time) if threads == 1 else ("wall", time.perf_counter)
-    calls = {key: _calls(run, clock, sample_seconds) for key, run in runs.items()}
+    calls = {key: _calls(run, clock) for key, run in runs.items()}
     samples: dict[str, list[float]] = {key: [] for key in runs}
     for _ in range(rounds):
         for key, run in runs.items():
@@ -60,7 +54,7 @@ def interleaved(
     return {key: _timing(times, name) for key, times in samples.items()}
 
 
-def _calls(run: Callable[[], Any], clock: Callable[[], float], sample_seconds: float) -> int:
+def _calls(run: Callable[[], Any], clock: Callable[[], float]) -> int:
     """How many calls fill a sample."""
     run()
     calls = 1
@@ -69,8 +63,8 @@ def _calls(run: Callable[[], Any], clock: Callable[[], float], sample_seconds: f
         for _ in range(calls):
             run()
         seconds = clock() - begin
-        if seconds >= sample_seconds / 4:
-            return max(1, round(calls * sample_seconds / seconds))
+        if seconds >= SAMPLE_SECONDS / 4:
+            return max(1, round(calls * SAMPLE_SECONDS / seconds))
         calls *= 4
 
 

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pyquant import zoo
-from pyquant.errors import DataError, PyquantError
+from pyquant.errors import DataError, PyquantError, ShapeError
 from pyquant.files import read_batches
 from pyquant.ops import backend as backends
 from pyquant.pipeline import RECIPES, Recipe, quantize_model
@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run(args)
     except PyquantError as error:
         # A message may hold brackets, which rich would take for its markup.
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+        )
         return 1
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; no file was written.")
@@ -129,21 +131,26 @@ def _quantize(args: argparse.Namespace) -> None:
         f"wrote {output}: {sizes['weights']:,} bytes of weight codes, {sizes['weights'] / sizes['float_weights']:.4f} of float32, "
         f"{len(q.graph.sites)} sites, {time.perf_counter() - begin:.0f} s",
         highlight=False,
+        soft_wrap=True,
     )
 
 
 def _show(args: argparse.Namespace) -> None:
     net = load(args.checkpoint)
     rows = net.describe()
-    table = Table(*rows[0])
+    table = Table()
+    for key in rows[0]:
+        # Whole names: they are what --bits and --exclude take.
+        table.add_column(key.replace("_", " "), no_wrap=key == "name")
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
     console.print(table)
     share, sizes = net.share(), net.sizes
     console.print(
         f"{share['integer']} ops run in integers and {share['float']} in float ({share['share']:.1%} integer), between "
         f"{share['boundary']} that quantise or dequantise; {sizes['weights']:,} bytes of weight codes, {sizes['total']:,} in all.",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -156,7 +163,17 @@ def _evaluate(args: argparse.Namespace) -> None:
     images, accepted = images[: args.limit], accepted[: args.limit]
     with torch.no_grad():
         float_scores = torch.cat([model(batch) for batch in images.split(64)])
-        scores = torch.cat([net(batch) for batch in images.split(64)])
+        outputs = [net(batch) for batch in images.split(64)]
+    found = [y for y in outputs if isinstance(y, torch.Tensor)]
+    if len(found) < len(outputs):
+        raise DataError(
+            f"{args.checkpoint} has several outputs, and {args.model} has one; give its own checkpoint."
+        )
+    scores = torch.cat(found)
+    if scores.shape != float_scores.shape:
+        raise ShapeError(
+            f"{args.checkpoint} gives {list(scores.shape)} and {args.model} {list(float_scores.shape)}; give its own checkpoint."
+        )
     table = Table("network", "top-1", "top-5", "agreement", "n")
     for name, s in (("float32", float_scores), (Path(args.checkpoint).name, scores)):
         agreement = (s.argmax(1) == float_scores.argmax(1)).float().mean().item()
@@ -183,6 +200,7 @@ def _bench(args: argparse.Namespace) -> None:
         f"batch {args.batch}: median {middle * 1e3:.2f} ms, best {min(seconds) * 1e3:.2f} ms, {args.batch / middle:.1f} images/s "
         f"({net.choice})",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -206,7 +224,9 @@ def recipe_from(name: str, budget: float | None, joint: bool) -> Recipe:
     widths = name.lower().removeprefix("w").split("a")
     if name.lower().startswith("w") and len(widths) == 2 and all(w.isdecimal() for w in widths):
         if budget is not None or joint:
-            raise DataError(f"recipe {name!r} fixes all bits, so --budget and --joint mean nothing; drop them.")
+            raise DataError(
+                f"recipe {name!r} fixes all bits, so --budget and --joint mean nothing; drop them."
+            )
         return Recipe.fixed(int(widths[0]), int(widths[1]))
     raise DataError(f"recipe {name!r} is unknown; use {', '.join(RECIPES)}, or fixed bits such as w4a8.")
 

@@ -113,3 +113,11 @@ def held_out(batches: Sequence[Batch], share: float = 0.25) -> tuple[list[Batch]
         out[-1] = True
     cut = [list(zip(*(c[mask].split(size) for c in columns), strict=True)) for mask in (~out, out)]
     return cut[0], cut[1]
+
+
+def every_so_many(batches: Sequence[Batch], rows: int) -> list[Batch]:
+    """At most ``rows`` rows, at even distance through all batches."""
+    columns = [torch.cat(column) for column in zip(*batches, strict=True)]
+    keep = torch.linspace(0, len(columns[0]) - 1, min(rows, len(columns[0]))).round().long()
+    size = len(batches[0][0])
+    return list(zip(*(column[keep].split(size) for column in columns), strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,19 @@ from pyquant.errors import DataError, MissingPackageError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
+# What numpy, torch and safetensors raise on files that are truncated, altered or of another kind.
+UNREADABLE = (
+    OSError, ValueError, TypeError, AttributeError, EOFError, LookupError, RuntimeError, SafetensorError, zipfile.BadZipFile,
+    zlib.error, pickle.UnpicklingError,
+)  # fmt: skip
+
 
 def read_batches(path: Path) -> list[Tensor]:
     """Read unlabelled inputs.
 
     Args:
         path: a folder of images (each becomes ``[1, 3, 224, 224]``, centre-cropped, ``(x - 127) / 128``), or a file whose
-            tensors, in name order, are batches of inputs.
+            tensors, in the file's order, are batches of inputs.
 
     Raises:
         DataError: nothing there, an unknown kind of file, or a file that cannot be read.
@@ -40,19 +47,9 @@ def read_batches(path: Path) -> list[Tensor]:
         )
     try:
         tensors = readers[path.suffix](path)
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        RuntimeError,
-        SafetensorError,
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-    ) as error:
-        raise DataError(
-            f"{str(path)!r} could not be read as {path.suffix}: {str(error).splitlines()[0][:200]}"
-        ) from error
+    except UNREADABLE as error:
+        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise DataError(f"{str(path)!r} could not be read as {path.suffix}: {reason}.") from error
     if not tensors:
         raise DataError(f"{str(path)!r} holds no tensors.")
     return tensors
@@ -75,7 +72,13 @@ def _read_images(folder: Path) -> list[Tensor]:
         try:
             with Image.open(file) as image:
                 images.append(preprocess(image)[None])
-        except (UnidentifiedImageError, OSError) as error:
+        except (
+            UnidentifiedImageError,
+            Image.DecompressionBombError,
+            OSError,
+            ValueError,
+            SyntaxError,
+        ) as error:
             raise DataError(
                 f"{str(file)!r} is not a readable image; remove it or convert it to PNG."
             ) from error

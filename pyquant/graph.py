@@ -70,7 +70,9 @@ class Graph:
             SiteError: there is no such site; the message lists near names.
         """
         if name not in self.sites:
-            near = [s for s in self.sites if name.rsplit(".", maxsplit=1)[-1] in s][:4] or list(self.sites[:4])
+            near = [s for s in self.sites if name.rsplit(".", maxsplit=1)[-1] in s][:4] or list(
+                self.sites[:4]
+            )
             raise SiteError(
                 f"site {name!r} does not exist in this model of {len(self.sites)} sites; near names: {', '.join(near)}."
             )

@@ -98,7 +98,11 @@ def gather(node: Node, x: Tensor, y: Tensor, kernel: tuple[int, int], turn: int 
     b, _, positions = patches.shape
     rows = patches.reshape(b, groups, -1, positions).permute(1, 0, 3, 2).reshape(groups, b * positions, -1)
     return _sums(
-        rows, target.flatten(2).reshape(b, groups, -1, positions).permute(1, 0, 3, 2).reshape(groups, b * positions, -1)
+        rows,
+        target.flatten(2)
+        .reshape(b, groups, -1, positions)
+        .permute(1, 0, 3, 2)
+        .reshape(groups, b * positions, -1),
     )
 
 

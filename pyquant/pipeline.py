@@ -226,15 +226,16 @@ def examine(
     choices = {site: (pins[site],) if site in pins else recipe.choices for site in q.graph.sites}
     widths = {site: tuple(sorted({w for w, _ in options})) for site, options in choices.items()}
     if recipe.learn:
-        found = candidates(q, data, widths, progress=_stage(progress, "adaquant"))
+        found, rows = candidates(q, data, widths, progress=_stage(progress, "candidates"))
     else:
         found = {
             (s, w): nearest_weights(q, s, q.plan[s].weight.with_bits(w))
             for s in q.graph.sites
             for w in widths[s]
         }
+        rows = data
     moved = sensitivity(
-        q, data, choices, found, method=recipe.method, progress=_stage(progress, "sensitivity")
+        q, rows, choices, found, method=recipe.method, progress=_stage(progress, "sensitivity")
     )
     return Study(q, found, moved)
 
@@ -256,8 +257,8 @@ def assemble(
             "costs": dict(chosen.costs),
         }
         q = q.logged("allocate", degradation=chosen.degradation, **facts)
-    if recipe.learn and (recipe.flow == "sequential" or len(recipe.choices) == 1):
-        q = adaquant(q, data, flow=recipe.flow, progress=_stage(progress, "adaquant in order"))
+    if recipe.learn:
+        q = adaquant(q, data, flow=recipe.flow, progress=_stage(progress, "adaquant"))
     if recipe.tune_norms:
         q = bn_tune(q, data)
     if recipe.tune_biases and len(q.graph.outputs) == 1:

@@ -81,13 +81,25 @@ class CpuExecutor:
         return tuple(values[name] for name in self.program.outputs)
 
     def _run(self, region: Region, values: dict[str, Any], batch: int) -> dict[str, Tensor]:
-        # An aten op may leave a strided view; the engine reads contiguous memory.
-        inputs = [values[name].contiguous() for name in region.inputs]
+        inputs = [self._for_engine(name, values[name], batch) for name in region.inputs]
         outputs = {name: self._empty(self.program.values[name], batch) for name in region.outputs}
         region.engine.run(
             [x.data_ptr() for x in inputs], [y.data_ptr() for y in outputs.values()], batch, self.threads
         )
         return {name: to_torch_layout(y, self.program.values[name]) for name, y in outputs.items()}
+
+    def _for_engine(self, name: str, x: Any, batch: int) -> Tensor:
+        """The engine reads raw memory: what a float node gave must be what the program says, and contiguous."""
+        shape = self.program.values[name].shape
+        if not isinstance(x, Tensor) or tuple(x.shape) != (batch, *shape):
+            given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ShapeError(
+                f"the float node {name!r} gave {given}; the program says [{batch}, {_dims(shape)}]."
+            )
+        dtype = torch.uint8 if self.program.values[name].kind == "codes" else torch.float32
+        if x.dtype != dtype:
+            raise DTypeError(f"the float node {name!r} gave {x.dtype}; the program says {dtype}.")
+        return x.contiguous()
 
     @staticmethod
     def _empty(value: Value, batch: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pyquant.data import held_out, load_batches
+from pyquant.data import Batch, held_out, load_batches
 from pyquant.errors import DataError
 from pyquant.grid import Grid, QParams
 from pyquant.model import QModel, SiteWeights
@@ -98,27 +98,40 @@ def candidates(
     *,
     cache_bytes: int = 2 << 30,
     progress: Progress | None = None,
-) -> dict[tuple[str, int], SiteWeights]:
-    """Parallel AdaQuant at several weight widths a site, for the bit allocation to choose from.
+) -> tuple[dict[tuple[str, int], SiteWeights], list[Batch]]:
+    """Round every site at several widths, in parallel and in closed form, for the bit allocation to choose from.
+
+    Only half of the rows are used. Where rows are few and weights are many, a site fits its rows whatever the width, and its
+    sensitivity shows on the other half alone.
 
     Args:
         q: a calibrated model.
         data: unlabelled inputs.
         widths: site -> weight bits to try.
+
+    Returns:
+        (site, weight bits) -> weights, and the rows that were not used.
     """
     q.check_calibrated("candidates")
-    fit, held = held_out(load_batches(data, q.graph))
+    used, unseen = held_out(load_batches(data, q.graph), 0.5)
     found: dict[tuple[str, int], SiteWeights] = {}
     with torch.no_grad():
         for group in site_groups(q, cache_bytes):
-            on_fit, on_held = parallel_moments(q, fit, group), parallel_moments(q, held, group)
+            moments = parallel_moments(q, used, group)
             for site in group:
                 for bits in widths[site]:
                     grid = q.plan[site].weight.with_bits(bits)
-                    found[site, bits] = solve_site(q, site, grid, on_fit[site], on_held[site]).weights
+                    rounded, bias = _solve(
+                        "gptq",
+                        Objective.of(moments[site], q.state[f"{site}.weight"]),
+                        moments[site],
+                        q.state[f"{site}.weight"],
+                        grid,
+                    )
+                    found[site, bits] = _site_weights(q, site, grid, rounded, bias)
                 if progress is not None:
                     progress(site, len({s for s, _ in found}), len(q.graph.sites))
-    return found
+    return found, unseen
 
 
 def solve_site(q: QModel, site: str, grid: Grid, fit: Moments, held: Moments) -> SiteResult:
@@ -148,9 +161,7 @@ def solve_site(q: QModel, site: str, grid: Grid, fit: Moments, held: Moments) ->
     if best != "nearest":
         every = fit + held
         rounded, bias = _solve(best, Objective.of(every, weight), every, weight, grid)
-    qparams = _shared(rounded, grid, weight.shape)
-    codes = rounded.codes.to(grid.code_dtype).reshape(weight.shape)
-    return SiteResult(SiteWeights(codes, qparams, bias), best, errors[best], errors["nearest"])
+    return SiteResult(_site_weights(q, site, grid, rounded, bias), best, errors[best], errors["nearest"])
 
 
 def _solve(
@@ -164,6 +175,12 @@ def _solve(
     scale, zero = _elementwise(weight_qparams(weight, grid, importance), grid, weight.shape, shape)
     rounded = descend(objective, ENGINES[engine](objective, scale, zero, grid), grid)
     return rounded, moments.best_bias(rounded.real()).reshape(-1).float()
+
+
+def _site_weights(q: QModel, site: str, grid: Grid, rounded: Rounded, bias: torch.Tensor) -> SiteWeights:
+    """What was rounded, in the shape of the site's weight."""
+    shape = q.state[f"{site}.weight"].shape
+    return SiteWeights(rounded.codes.to(grid.code_dtype).reshape(shape), _shared(rounded, grid, shape), bias)
 
 
 def _elementwise(

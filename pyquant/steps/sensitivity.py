@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pyquant.data import load_batches
+from pyquant.data import every_so_many, load_batches
 from pyquant.fidelity import divergence
 from pyquant.graph import FloatView, Graph, run
 from pyquant.model import QModel, QuantView, SiteWeights, nearest_weights, with_bits
@@ -17,6 +17,7 @@ from pyquant.regions import source
 
 Progress = Callable[[str, int, int], None]
 Bits = tuple[int, int]
+ROWS = 64
 
 
 def sensitivity(
@@ -30,7 +31,8 @@ def sensitivity(
 ) -> dict[str, dict[Bits, float]]:
     """Measure every (site, weight bits, input bits), one site at a time, the rest float.
 
-    The float prefix of each batch is computed once, and only what depends on the site runs again.
+    The float prefix of each batch is computed once, and only what depends on the site runs again. At most :data:`ROWS` rows are
+    used, at even distance: a mean over more hardly moves, and every row costs a run per site and choice.
 
     Args:
         q: a calibrated model.
@@ -52,7 +54,7 @@ def sensitivity(
     }
     below = {site: _dependents(graph, site) for site in choices}
     rows = 0
-    batches = load_batches(data, graph)
+    batches = every_so_many(load_batches(data, graph), ROWS)
     with torch.no_grad():
         for index, batch in enumerate(batches):
             values = run(graph, FloatView(q.state), batch, keep=None)

@@ -1,0 +1,170 @@
+"""Writes the README's tables from ``bench/results``: ``python -m bench.table``. No figure there is typed by hand.
+
+A table stands between ``<!-- bench:NAME -->`` and ``<!-- /bench -->``; the last run of each suite is what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.network import PEERS
+from bench.record import RESULTS, ROOT, Row, last_run
+
+README = ROOT / "README.md"
+BLOCK = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
+HEADLINE, OURS = "efficientnet_lite0 batch 1", "cpu-w8a8"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Rewrite the tables of the README, or with ``--check`` say whether they are those of the results."""
+    parser = argparse.ArgumentParser(prog="python -m bench.table", description=__doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 if the README differs"
+    )
+    args = parser.parse_args(argv)
+    old = README.read_text(encoding="utf-8")
+    new = filled(old, RESULTS)
+    if args.check:
+        return int(new != old)
+    README.write_text(new, encoding="utf-8")
+    return 0
+
+
+def filled(text: str, results: Path) -> str:
+    """The text with every block between markers written anew from a folder of results.
+
+    Raises:
+        KeyError: a marker names no table.
+    """
+    return BLOCK.sub(lambda found: f"{found[1]}{TABLES[found[2]](results)}\n{found[3]}", text)
+
+
+def headline(results: Path) -> str:
+    """One sentence on speed and one on accuracy, each with its limit."""
+    parts = []
+    rows = [
+        row for row in last_run(results / "network.jsonl") if row["case"] == HEADLINE and row["threads"] == 1
+    ]
+    for row in rows:
+        if row["backend"] == OURS:
+            parts.append(
+                f"EfficientNet-Lite0 runs in int8 at **{row['images_per_s']:.0f} images/s** on one core of {_device(row)} "
+                f"(batch 1), {row['over_best_peer']:.1f} times the best that torch {row['torch']} does in float32 there "
+                f"({_named(rows)})."
+            )
+    demo = _demo(results)
+    if demo is not None:
+        ours, fp32, n = demo["advanced"], demo["fp32"], demo["n"]
+        parts.append(
+            f"With its weights at {ours['bytes'] / fp32['bytes']:.3f} of their float32 bytes it agrees with the float network "
+            f"on **{ours['agreement']:.1%}** of {n} images (top-1 {ours['top1']:.1%}, float {fp32['top1']:.1%}): "
+            f"too few images for more than ± {_error(ours['agreement'], n):.0%}, and not ImageNet's."
+        )
+    return " ".join(parts) or _nothing("make bench` and `make demo")
+
+
+def network(results: Path) -> str:
+    """Images a second of whole networks, by case and threads; ours over the best peer, also where we lose."""
+    rows = last_run(results / "network.jsonl")
+    if not rows:
+        return _nothing("make bench")
+    backends = list(dict.fromkeys(row["backend"] for row in rows))
+    lines = [("network", "threads", *backends, "w8a8 over best float32")]
+    for case, threads in dict.fromkeys((row["case"], row["threads"]) for row in rows):
+        of = {row["backend"]: row for row in rows if (row["case"], row["threads"]) == (case, threads)}
+        rates = (f"{of[name]['images_per_s']:.1f}" if name in of else "" for name in backends)
+        lines.append((case, str(threads), *rates, f"{of[OURS]['over_best_peer']:.2f}x"))
+    spread = max(row["spread"] for row in rows)
+    return (
+        f"{_markdown(lines)}\n\nImages a second. {_where(rows[0])}. One thread: CPU time, median; more: wall clock, best; "
+        f"interleaved rounds, largest spread {spread:.0%}."
+    )
+
+
+def accuracy(results: Path) -> str:
+    """EfficientNet-Lite0 by recipe, from ``make demo``."""
+    demo = _demo(results)
+    if demo is None:
+        return _nothing("make demo")
+    lines = [
+        ("network", "top-1", "top-5", "agreement", "logit error", "weight bytes", "of float32", "all bytes")
+    ]
+    for name in ("fp32", "nearest", "light", "advanced"):
+        row = demo[name]
+        figures = (f"{row[key]:.3f}" for key in ("top1", "top5", "agreement", "logit_error"))
+        share = f"{row['bytes'] / demo['fp32']['bytes']:.4f}"
+        every = f"{row['all_bytes']:,}" if row["all_bytes"] else ""
+        lines.append((name, *figures, f"{row['bytes']:,}", share, every))
+    error = _error(demo["fp32"]["top1"], demo["n"])
+    return (
+        f"{_markdown(lines)}\n\nn = {demo['n']}, standard error of top-1 {error:.1%}. Fed the same codes, the integer network "
+        f"and the fake-quantised one agree on {demo['integer_vs_fake_agreement']:.6f} of the codes at the worst site. "
+        f"All of it took {demo['seconds']:.0f} s and {demo['peak_gib']:.2f} GiB."
+    )
+
+
+def fashion(results: Path) -> str:
+    """ResNet-20 by recipe, on the full test set."""
+    rows = last_run(results / "accuracy.jsonl")
+    if not rows:
+        return _nothing("python -m bench.run accuracy")
+    lines = [("network", "top-1", "agreement", "weight codes of float32", "seconds to quantise")]
+    for row in rows:
+        extra = (
+            (f"{row['weight_share']:.4f}", f"{row['seconds']:.0f}") if "weight_share" in row else ("1", "")
+        )
+        lines.append((row["case"], f"{row['top1']:.4f}", f"{row['agreement']:.4f}", *extra))
+    n = rows[0]["n"]
+    return f"{_markdown(lines)}\n\nn = {n:,}, standard error of top-1 {_error(rows[0]['top1'], n):.1%}. {_where(rows[0])}."
+
+
+TABLES: Mapping[str, Callable[[Path], str]] = {
+    "headline": headline,
+    "network": network,
+    "accuracy": accuracy,
+    "fashion": fashion,
+}
+
+
+def _demo(results: Path) -> dict[str, Any] | None:
+    path = results / "demo.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _error(share: float, n: int) -> float:
+    """Standard error of a share measured on ``n`` images."""
+    return (share * (1 - share) / n) ** 0.5
+
+
+def _device(row: Row) -> str:
+    return f"an {row['device']}" if row["device"][:1] in "AEIO" else f"a {row['device']}"
+
+
+def _named(rows: Sequence[Row]) -> str:
+    """The peers that were there, for people."""
+    names = [row["backend"].removeprefix("torch-") for row in rows if row["backend"] in PEERS]
+    return ", ".join(names)
+
+
+def _where(row: Row) -> str:
+    return f"{row['device']} ({row['isa']}), torch {row['torch']}, commit {row['commit']}, {row['date'][:10]}"
+
+
+def _nothing(command: str) -> str:
+    return f"*Not measured yet: run `{command}`, then `python -m bench.table`.*"
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    head, *body = lines
+    rule = ("---", *("---:" for _ in head[1:]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *body))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""Tables from results: last run only, figures from the rows alone, losing rows too."""
+
+import json
+
+import pytest
+
+from bench import table
+from bench.record import append, last_run
+
+MACHINE = {
+    "device": "AMD Test",
+    "isa": "avx512",
+    "torch": "2.13.0",
+    "commit": "abc1234",
+    "python": "3.11",
+    "cores": 2,
+}
+
+
+def network_rows(date, ours):
+    times = {"cpu-w8a8": ours, "cpu-w4a8": ours, "torch-eager": 5000.0, "torch-compile": 3000.0}
+    for case in ("efficientnet_lite0 batch 1", "resnet20 batch 1"):
+        for threads in (1, 2):
+            for name, us in times.items():
+                yield {
+                    "suite": "network", "case": case, "backend": name, "threads": threads, "us": us, "spread": 0.03,
+                    "images_per_s": 1e6 / us, "over_best_peer": 3000.0 / us, **MACHINE, "date": date,
+                }  # fmt: skip
+
+
+DEMO = {
+    name: {"top1": top1, "top5": 0.9, "agreement": 0.91, "logit_error": 0.2, "bytes": count, "all_bytes": every}
+    for name, top1, count, every in (
+        ("fp32", 0.8, 1000, None), ("nearest", 0.2, 130, 140), ("light", 0.7, 130, 140), ("advanced", 0.79, 130, 140)
+    )
+} | {"integer_vs_fake_agreement": 0.999987, "seconds": 321.0, "n": 89, "peak_gib": 2.25}  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path):
+    append(tmp_path / "network.jsonl", network_rows("2026-01-01T00:00:00Z", 10.0))
+    append(tmp_path / "network.jsonl", network_rows("2026-01-02T00:00:00Z", 4000.0))
+    (tmp_path / "demo.json").write_text(json.dumps(DEMO))
+    append(
+        tmp_path / "accuracy.jsonl",
+        [
+            {
+                "case": "resnet20 fp32",
+                "top1": 0.93,
+                "agreement": 1.0,
+                "n": 10000,
+                **MACHINE,
+                "date": "2026-01-02T00:00:00Z",
+            }
+        ],
+    )
+    return tmp_path
+
+
+def test_the_last_run_counts_and_a_losing_row_stays(results):
+    assert {row["us"] for row in last_run(results / "network.jsonl")} == {4000.0, 5000.0, 3000.0}
+    lines = table.network(results).splitlines()
+    assert (
+        lines[0]
+        == "| network | threads | cpu-w8a8 | cpu-w4a8 | torch-eager | torch-compile | w8a8 over best float32 |"
+    )
+    assert lines[2] == "| efficientnet_lite0 batch 1 | 1 | 250.0 | 250.0 | 200.0 | 333.3 | 0.75x |"
+    assert len([line for line in lines if line.endswith("0.75x |")]) == 4
+    assert "AMD Test (avx512), torch 2.13.0, commit abc1234, 2026-01-02" in lines[-1] and "3%" in lines[-1]
+
+
+def test_a_peer_that_was_left_out_leaves_an_empty_cell(tmp_path):
+    rows = [
+        row
+        for row in network_rows("2026-01-01T00:00:00Z", 10.0)
+        if row["backend"] != "torch-compile" or row["threads"] == 2
+    ]
+    append(tmp_path / "network.jsonl", rows)
+    assert "| efficientnet_lite0 batch 1 | 1 | 100000.0 | 100000.0 | 200.0 |  | 300.00x |" in table.network(
+        tmp_path
+    )
+
+
+def test_the_headline_has_its_limits(results):
+    text = table.headline(results)
+    assert "**250 images/s** on one core of an AMD Test (batch 1), 0.8 times the best" in text
+    assert "(eager, compile)" in text
+    assert (
+        "at 0.130 of" in text
+        and "**91.0%** of 89 images (top-1 79.0%, float 80.0%)" in text
+        and "± 3%" in text
+    )
+
+
+def test_accuracy(results):
+    text = table.accuracy(results)
+    assert "| nearest | 0.200 | 0.900 | 0.910 | 0.200 | 130 | 0.1300 | 140 |" in text
+    assert (
+        "n = 89, standard error of top-1 4.2%" in text and "0.999987" in text and "321 s and 2.25 GiB" in text
+    )
+    assert "| resnet20 fp32 | 0.9300 | 1.0000 | 1 |  |" in table.fashion(results)
+
+
+@pytest.mark.parametrize("name", table.TABLES)
+def test_without_results_a_table_says_what_to_run(tmp_path, name):
+    assert "Not measured yet: run `" in table.TABLES[name](tmp_path)
+
+
+def test_blocks_are_filled_and_the_rest_is_kept(results):
+    text = "before\n<!-- bench:network -->\nold | 99 |\n<!-- /bench -->\nbetween\n<!-- bench:accuracy -->\n<!-- /bench -->\nafter\n"
+    new = table.filled(text, results)
+    assert "old" not in new and new.startswith("before\n<!-- bench:network -->\n| network")
+    assert "\n<!-- /bench -->\nbetween\n" in new and new.endswith("<!-- /bench -->\nafter\n")
+    assert table.filled(new, results) == new
+    with pytest.raises(KeyError):
+        table.filled("<!-- bench:wishes -->\n<!-- /bench -->", results)
+
+
+def test_check_writes_nothing(results, tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- bench:network -->\n<!-- /bench -->\n")
+    monkeypatch.setattr(table, "README", readme)
+    monkeypatch.setattr(table, "RESULTS", results)
+    assert table.main(["--check"]) == 1 and readme.read_text() == "<!-- bench:network -->\n<!-- /bench -->\n"
+    assert table.main([]) == 0 and table.main(["--check"]) == 0
+    assert "0.75x" in readme.read_text()
