@@ -14,7 +14,16 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 # The contract wants multiply, then add: without -ffp-contract=off even intrinsics are fused.
-COMMON = ["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread"]
+COMMON = [
+    "-std=c++17",
+    "-O3",
+    "-g0",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-pthread",
+]
 X86_FLAGS = {
     "_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c"],
     "_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -61,7 +62,9 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> tuple[Graph
     frozen = model
     try:
         frozen = copy.deepcopy(model).float().eval().requires_grad_(False)
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # torch.export's own use of copyreg, which its caller can do nothing about.
+            warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg|torch")
             frozen(*(x.clone() for x in doubled))
             shapes = any_batch.dynamic_shapes(frozen, doubled)
             program = torch.export.export(frozen, doubled, dynamic_shapes=shapes, strict=False)

@@ -30,19 +30,28 @@ def load_batches(data: Any, graph: Graph, batch_size: int = 16) -> list[Batch]:
     Raises:
         DataError: no data, or NaN or infinite elements. ShapeError, DTypeError: what the model does not take.
     """
-    if isinstance(data, Tensor):
-        data = [data]
-    if not isinstance(data, Iterable):
-        raise DataError(
-            f"data of type {type(data).__name__} cannot be iterated; give a tensor, or batches of tensors, "
-            "(x, y) or dicts."
-        )
-    parts = [_inputs(item, graph, i) for i, item in enumerate(data)]
+    parts = [_inputs(item, graph, i) for i, item in enumerate(read_once(data))]
     parts = [part for part in parts if part[0].shape[0]]
     if not parts:
         raise DataError("the data is empty; give at least one batch with at least one row.")
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
     return list(zip(*(column.split(batch_size) for column in columns), strict=True))
+
+
+def read_once(data: Any) -> list[Any]:
+    """The batches of some data as a list, so that a loader that can be read only once may be looked at before it is used.
+
+    Raises:
+        DataError: it cannot be iterated.
+    """
+    if isinstance(data, Tensor):
+        return [data]
+    if not isinstance(data, Iterable):
+        raise DataError(
+            f"data of type {type(data).__name__} cannot be iterated; give a tensor, or batches of tensors, "
+            "(x, y) or dicts."
+        )
+    return list(data)
 
 
 def _inputs(item: Any, graph: Graph, index: int) -> Batch:

@@ -51,7 +51,8 @@ FLOAT_TARGETS = UNARY | frozenset(
         "_native_batch_norm_legit_no_training.default", "relu.default", "hardtanh.default", "prelu.default", "where.self",
         "arange.default", "arange.start", "zeros_like.default", "ones_like.default", "full_like.default", "full.default", "eq.Scalar",
         "ne.Scalar", "lt.Scalar", "gt.Scalar", "le.Scalar", "ge.Scalar", "logical_not.default", "masked_fill.Scalar",
-        "_unsafe_view.default", "channel_shuffle.default", "roll.default", "flip.default", "repeat.default", "_to_copy.default", "to.dtype", "log1p.default",
+        "_unsafe_view.default", "channel_shuffle.default", "roll.default", "flip.default", "repeat.default",
+        "_to_copy.default", "to.dtype", "log1p.default",
     )
 )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,14 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyquant.data import load_batches
+from pyquant.data import load_batches, read_once
 from pyquant.errors import BudgetError, DataError, GridError
 from pyquant.grid import Grid
 from pyquant.model import QModel, SiteWeights, nearest_weights, prepare, with_bits, with_ranges
 from pyquant.regions import source
 from pyquant.runtime.net import Net, deploy
 from pyquant.steps.adaquant import adaquant, candidates
-from pyquant.steps.allocate import Allocation, Choice, Tie, minimise_cost, minimise_degradation, monotone
+from pyquant.steps.allocate import (
+    Allocation,
+    Choice,
+    Tie,
+    minimise_cost,
+    minimise_degradation,
+    monotone,
+    smallest_feasible,
+)
 from pyquant.steps.bias_tune import bias_tune
 from pyquant.steps.bn_tune import bn_tune
 from pyquant.steps.calibrate import calibrate
@@ -149,7 +158,7 @@ def quantize_model(
         The quantised model, ready for ``deploy``.
     """
     if not isinstance(model, QModel):
-        data = data if isinstance(data, Tensor) else list(data)
+        data = read_once(data)
         model = prepare(model, example_of(model, data), exclude=exclude)
     q = model
     columns = [torch.cat(column) for column in zip(*load_batches(data, q.graph), strict=True)]
@@ -281,7 +290,14 @@ def allocate(study: Study, recipe: Recipe) -> Allocation:
     if recipe.max_degradation is not None:
         return minimise_cost(table, "weight_bytes", recipe.max_degradation, ties=ties)
     assert recipe.budget is not None
-    return minimise_degradation(table, {"weight_bytes": int(recipe.budget * float_bytes(q))}, ties)
+    whole = float_bytes(q)
+    allowed, least = int(recipe.budget * whole), smallest_feasible(table, "weight_bytes", ties)
+    if allowed < least:
+        raise BudgetError(
+            f"budget={recipe.budget} allows {allowed} bytes of weight codes, of {whole} in float32, and no choice of bits takes "
+            f"fewer than {least}; the smallest feasible budget is {math.ceil(1e4 * least / whole) / 1e4}."
+        )
+    return minimise_degradation(table, {"weight_bytes": allowed}, ties)
 
 
 def weight_bytes(q: QModel, site: str, bits: int) -> int:

@@ -324,12 +324,7 @@ def test_brackets_in_messages_are_printed(folder, capsys):
 
 @pytest.mark.parametrize(
     "budget",
-    [
-        "0.05",
-        pytest.param(
-            "1e-9", marks=pytest.mark.xfail(reason="pipeline.allocate rounds it to 0 bytes", strict=True)
-        ),
-    ],
+    ["0.05", "1e-9"],
 )
 def test_an_infeasible_budget_names_the_smallest_feasible_one(folder, capsys, budget):
     """All sites at 4 bits: (48 * 8 + 72 * 8 + 8 * 5) / 2 bytes."""

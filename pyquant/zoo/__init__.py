@@ -80,7 +80,7 @@ def evaluation(name: str, data: str | Path | None = None) -> Evaluation:
 
 def _entry(name: str) -> _Entry:
     if name not in _ENTRIES:
-        raise DataError(f"the zoo has no model '{name}'; it has {', '.join(_ENTRIES)}")
+        raise DataError(f"the zoo has no model '{name}'; it has {', '.join(_ENTRIES)}.")
     return _ENTRIES[name]
 
 

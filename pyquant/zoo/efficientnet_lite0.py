@@ -127,19 +127,19 @@ def efficientnet_lite0(weights: str | Path | None = None) -> EfficientNetLite0:
     path = Path(weights) if weights is not None else package_folder(MODULE, REQUIREMENT) / WEIGHTS
     if not path.is_file():
         raise DataError(
-            f"'{path}' is not a file; give a .pth of EfficientNet-Lite0, or None for {REQUIREMENT}"
+            f"'{path}' is not a file; give a .pth of EfficientNet-Lite0, or None for {REQUIREMENT}."
         )
     model = EfficientNetLite0()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise DataError(f"'{path}' cannot be read as a state dict: {_first_line(error)}") from error
+        raise DataError(f"'{path}' cannot be read as a state dict: {_first_line(error)}.") from error
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError) as error:
-        raise DataError(f"'{path}' does not hold EfficientNet-Lite0: {_first_line(error)}") from error
+        raise DataError(f"'{path}' does not hold EfficientNet-Lite0: {_first_line(error)}.") from error
     return model.eval()
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).split("\n", maxsplit=1)[0]
+    return str(error).split("\n", maxsplit=1)[0].rstrip(".:")

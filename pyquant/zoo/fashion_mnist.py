@@ -53,15 +53,15 @@ def read_idx(path: Path) -> torch.Tensor:
     try:
         raw = gzip.decompress(path.read_bytes())
     except (OSError, EOFError) as error:
-        raise DataError(f"'{path}' cannot be read as gzip ({error}); install {PACKAGE} again") from error
+        raise DataError(f"'{path}' cannot be read as gzip ({error}); install {PACKAGE} again.") from error
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
         raise DataError(
-            f"'{path}' starts with {raw[:4].hex()}, not an idx file of bytes; install {PACKAGE} again"
+            f"'{path}' starts with {raw[:4].hex()}, not an idx file of bytes; install {PACKAGE} again."
         )
     rank = raw[3]
     shape = np.frombuffer(raw, ">u4", rank, offset=4).astype(int) if len(raw) >= 4 + 4 * rank else None
     if shape is None or len(raw) != 4 + 4 * rank + shape.prod():
         raise DataError(
-            f"'{path}' holds {len(raw)} bytes, not what its header states; install {PACKAGE} again"
+            f"'{path}' holds {len(raw)} bytes, not what its header states; install {PACKAGE} again."
         )
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape).copy())

@@ -68,7 +68,7 @@ def foolbox_images() -> LabelledImages:
     folder = package_folder(FOOLBOX_MODULE, FOOLBOX) / "data"
     paths = sorted(folder.glob("imagenet_*.jpg"))
     if not paths:
-        raise DataError(f"'{folder}' holds no imagenet_*.jpg; install {FOOLBOX}")
+        raise DataError(f"'{folder}' holds no imagenet_*.jpg; install {FOOLBOX}.")
     return LabelledImages(
         torch.stack([preprocess(Image.open(path)) for path in paths]),
         tuple((int(path.stem.rsplit("_", 1)[1]),) for path in paths),

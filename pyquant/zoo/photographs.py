@@ -86,7 +86,7 @@ def photo_crops(
         MissingPackageError: the package is not there; the message says how to get it.
     """
     if count < 1:
-        raise DataError(f"count={count} crops were asked for; ask for 1 or more")
+        raise DataError(f"count={count} crops were asked for; ask for 1 or more.")
     paths = [
         debian_path(photographs.package, f"{photographs.folder}/{name}", data) for name in photographs.files
     ]

@@ -83,7 +83,7 @@ def resnet20(weights: str | Path | None = None) -> ResNet20:
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = str(error).split("\n", maxsplit=1)[0]
-        raise DataError(f"'{path}' is not a ResNet-20 checkpoint of train_resnet20.py: {reason}") from error
+        raise DataError(f"'{path}' is not a ResNet-20 checkpoint of train_resnet20.py: {reason}.") from error
     return model.eval()
 
 

@@ -20,7 +20,7 @@ def accuracy(logits: torch.Tensor, accepted: Sequence[Sequence[int]], k: int = 1
     """
     if len(logits) != len(accepted) or not accepted:
         raise DataError(
-            f"{len(logits)} rows of logits for {len(accepted)} labelled images; give as many, one or more"
+            f"{len(logits)} rows of logits for {len(accepted)} labelled images; give as many, one or more."
         )
     top = logits.topk(k, dim=1).indices.tolist()
     return sum(not set(row).isdisjoint(right) for row, right in zip(top, accepted, strict=True)) / len(top)

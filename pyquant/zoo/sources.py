@@ -44,7 +44,7 @@ def debian_path(package: str, path: str, data: str | Path | None = None) -> Path
     if data is not None:
         if not Path(data).is_dir():
             raise DataError(
-                f"data folder '{data}' is not a folder; give the one that `make data` filled, or None"
+                f"data folder '{data}' is not a folder; give the one that `make data` filled, or None."
             )
         roots.insert(0, Path(data))
     for root in roots:
