@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,11 +18,11 @@ from pyquant.reference import spread
 from pyquant.steps.rounding import adaquant as learned
 from pyquant.steps.rounding.coordinate import descend
 from pyquant.steps.rounding.gptq import feed_back
-from pyquant.steps.rounding.objective import Objective, Rounded, nearest
+from pyquant.steps.rounding.objective import DAMPING, DAMPINGS, Objective, Rounded, nearest
 
 Progress = Callable[[str, int, int], None]
 FLOWS = ("parallel", "sequential")
-ENGINES = {"adaquant": learned.learn, "gptq": feed_back}
+Engine = Callable[[Objective, torch.Tensor, torch.Tensor, Grid], Rounded]
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,13 @@ class SiteResult:
     Args:
         weights: codes, scales and bias, ready for ``QModel.weights``.
         engine: which rounding won on the held-out rows: ``"nearest"``, ``"adaquant"`` or ``"gptq"``.
+        damping: the pull towards the float weight that suited it.
         error, nearest_error: mean squared error on held-out rows over the output's variance, of the winner and of nearest.
     """
 
     weights: SiteWeights
     engine: str
+    damping: float
     error: float
     nearest_error: float
 
@@ -82,7 +84,9 @@ def adaquant(
                 on_fit, on_held = parallel_moments(q, fit, group), parallel_moments(q, held, group)
                 for site in group:
                     q = decide(q, site, [on_fit[site], on_held[site]])
-    engines = {name: sum(r.engine == name for r in results.values()) for name in ("nearest", *ENGINES)}
+    engines = {
+        name: sum(r.engine == name for r in results.values()) for name in ("nearest", "gptq", "adaquant")
+    }
     return q.logged(
         "adaquant",
         flow=flow,
@@ -122,7 +126,7 @@ def candidates(
                 for bits in widths[site]:
                     grid = q.plan[site].weight.with_bits(bits)
                     rounded, bias = _solve(
-                        "gptq",
+                        feed_back,
                         Objective.of(moments[site], q.state[f"{site}.weight"]),
                         moments[site],
                         q.state[f"{site}.weight"],
@@ -135,37 +139,46 @@ def candidates(
 
 
 def solve_site(q: QModel, site: str, grid: Grid, fit: Moments, held: Moments) -> SiteResult:
-    """Try each rounding engine on the fit rows, keep the best on the held-out rows, and run it once more on all rows.
+    """Round by each engine on the fit rows and keep what is best on the held-out rows, which nothing else is fitted to.
 
-    Nearest is among them, and stays if no engine beats it on rows that it has not seen.
+    The closed form is tried at every damping, gradient descent at the one that suited it. Nearest is among them, and stays if
+    nothing beats it.
     """
     weight = q.state[f"{site}.weight"]
-    objective = Objective.of(fit, weight)
-    shape = objective.weight.shape
-    plain = weight_qparams(weight, grid)
-    tried = {
-        "nearest": (
-            nearest(objective.weight, *_elementwise(plain, grid, weight.shape, shape), grid),
-            q.state[f"{site}.bias"],
-        )
-    }
-    for name in ENGINES:
-        tried[name] = _solve(name, objective, fit, weight, grid)
+    objectives = {damping: Objective.of(fit, weight, damping) for damping in DAMPINGS}
+    shape = objectives[DAMPING].weight.shape
+    plain = _elementwise(weight_qparams(weight, grid), grid, weight.shape, shape)
     power = (held.yy - held.t[..., -1].square() / held.rows).sum().clamp(min=1e-30) / held.rows
-    errors = {
-        name: (held.error(rounded.real(), bias.reshape(shape[:2])).sum() / power).item()
-        for name, (rounded, bias) in tried.items()
+
+    def scored(rounded: Rounded, bias: torch.Tensor) -> _Tried:
+        error = held.error(rounded.real(), bias.reshape(shape[:2])).sum() / power
+        return _Tried(rounded, bias, error.item())
+
+    def solved(engine: Engine, damping: float) -> _Tried:
+        return scored(*_solve(engine, objectives[damping], fit, weight, grid))
+
+    closed = {damping: solved(feed_back, damping) for damping in DAMPINGS}
+    damping = min(closed, key=lambda d: closed[d].error)
+    tried = {
+        "nearest": scored(nearest(objectives[DAMPING].weight, *plain, grid), q.state[f"{site}.bias"]),
+        "gptq": closed[damping],
+        "adaquant": solved(learned.learn, damping),
     }
-    best = min(errors, key=lambda name: errors[name])
-    rounded, bias = tried[best]
-    if best != "nearest":
-        every = fit + held
-        rounded, bias = _solve(best, Objective.of(every, weight), every, weight, grid)
-    return SiteResult(_site_weights(q, site, grid, rounded, bias), best, errors[best], errors["nearest"])
+    best = min(tried, key=lambda name: tried[name].error)
+    weights = _site_weights(q, site, grid, tried[best].rounded, tried[best].bias)
+    return SiteResult(weights, best, damping, tried[best].error, tried["nearest"].error)
+
+
+class _Tried(NamedTuple):
+    """One rounding, its bias ``[N]`` and its error on held-out rows."""
+
+    rounded: Rounded
+    bias: torch.Tensor
+    error: float
 
 
 def _solve(
-    engine: str, objective: Objective, moments: Moments, weight: torch.Tensor, grid: Grid
+    engine: Engine, objective: Objective, moments: Moments, weight: torch.Tensor, grid: Grid
 ) -> tuple[Rounded, torch.Tensor]:
     """Run one engine, polish its codes by coordinate descent, and solve for the bias ``[N]``."""
     shape = objective.weight.shape
@@ -173,7 +186,7 @@ def _solve(
         torch.diagonal(objective.h, dim1=-2, dim2=-1)[:, None, :].expand(shape).reshape(weight.shape).float()
     )
     scale, zero = _elementwise(weight_qparams(weight, grid, importance), grid, weight.shape, shape)
-    rounded = descend(objective, ENGINES[engine](objective, scale, zero, grid), grid)
+    rounded = descend(objective, engine(objective, scale, zero, grid), grid)
     return rounded, moments.best_bias(rounded.real()).reshape(-1).float()
 
 

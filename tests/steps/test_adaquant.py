@@ -9,7 +9,7 @@ from pyquant.data import held_out, load_batches
 from pyquant.errors import DataError
 from pyquant.graph import FloatView, run
 from pyquant.grid import Grid
-from pyquant.model import QuantView, nearest_weights, prepare
+from pyquant.model import QuantView, nearest_weights, prepare, with_bits
 from pyquant.moments import parallel_moments
 from pyquant.steps.adaquant import adaquant, candidates
 from pyquant.steps.calibrate import calibrate
@@ -165,13 +165,24 @@ def test_dead_channels(data):
         assert all(error <= nearest for error, nearest in found.log[-1]["errors"].values())
 
 
-def test_candidates_are_what_the_step_finds(coarse, done, data):
+def test_candidates_round_half_of_the_rows_and_return_the_others(coarse, data):
     widths = dict.fromkeys(coarse.graph.sites, (3, 8))
-    found = candidates(coarse, data, widths)
+    found, unseen = candidates(coarse, data, widths)
+    assert torch.equal(torch.cat([batch[0] for batch in unseen]), data[1::2])
     assert set(found) == {(site, bits) for site in coarse.graph.sites for bits in (3, 8)}
+    moments = parallel_moments(coarse, [(data[::2],)], coarse.graph.sites)
     for site in coarse.graph.sites:
-        assert torch.equal(found[site, 3].codes, done["parallel"].weights[site].codes)
-        assert found[site, 8].codes.abs().max() > 3
+        errors = {}
+        for bits in (3, 8):
+            q = replace(coarse, plan=with_bits(coarse.plan, {site: (bits, 8)}))
+            plain = nearest_weights(q, site, q.plan[site].weight)
+            for name, weights in (("found", found[site, bits]), ("nearest", plain)):
+                real = weights.dequantized(q.plan[site].weight)
+                groups = moments[site].h.shape[0]
+                real = real.reshape(groups, -1, real[0].numel())
+                errors[name, bits] = moments[site].error(real, weights.bias.reshape(groups, -1)).sum()
+        assert errors["found", 3] < errors["nearest", 3]
+        assert errors["found", 8] < 0.1 * errors["found", 3]
 
 
 @pytest.mark.parametrize("flow", ["parallel", "sequential"])

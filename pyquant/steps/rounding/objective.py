@@ -11,8 +11,10 @@ from pyquant.grid import Grid
 from pyquant.moments import Moments
 from pyquant.reference import dequantize, quantize
 
-# Pull towards the float weight, as a share of the mean diagonal: directions the data does not show stay as trained.
-DAMPING = 0.01
+# Pull towards the float weight, as a share of the mean diagonal: directions the data does not show stay as trained. How much is
+# right depends on how many rows there are for how many weights, so held-out rows decide; the middle one where there are none.
+DAMPINGS = (0.01, 0.1, 0.5, 2.0)
+DAMPING = 0.1
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Objective:
     t: Tensor
 
     @staticmethod
-    def of(moments: Moments, weight: Tensor) -> Objective:
+    def of(moments: Moments, weight: Tensor, damping: float = DAMPING) -> Objective:
         """Build it from a site's moments and its float weight ``[N, ...]``."""
         h, t = moments.centred()
         w = weight.double().reshape(h.shape[0], -1, h.shape[-1])
@@ -38,7 +40,7 @@ class Objective:
         raw = torch.diagonal(moments.h, dim1=-2, dim2=-1)[..., :-1].mean(-1).max().item() / moments.rows
         noise = 2.0**-22 * h.shape[-1] * raw
         # A dead group has no power of its own: some of the others', or any at all, keeps it solvable.
-        pull = (DAMPING * power).clamp(min=max(DAMPING * 1e-4 * power.max().item(), noise) or DAMPING)
+        pull = (damping * power).clamp(min=max(damping * 1e-4 * power.max().item(), noise) or damping)
         h = h + torch.diag_embed(pull[:, None].expand_as(diagonal))
         return Objective(w, h, t + pull[:, None, None] * w)
 
