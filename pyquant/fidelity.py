@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyquant.data import Batch
-from pyquant.graph import FloatView, View, logits
+from pyquant.graph import FloatView, View, outputs
 from pyquant.model import QModel, QuantView
 
 
@@ -22,21 +22,26 @@ def divergence(target: Tensor, output: Tensor) -> Tensor:
     if target.dim() == 2 and target.shape[1] > 1:
         p, q = F.log_softmax(target, 1), F.log_softmax(output, 1)
         return (p.exp() * (p - q)).sum(1)
-    a, b = target.flatten(1), output.flatten(1)
+    a, b = target.reshape(len(target), -1), output.reshape(len(output), -1)
     return (a - b).square().mean(1) / a.square().mean().clamp(min=1e-30)
 
 
-def float_outputs(q: QModel, batches: Sequence[Batch]) -> list[Tensor]:
-    """What the float network gives on every batch."""
+def total_divergence(targets: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
+    """The divergences of all outputs of a network added up, one float64 a row; differentiable."""
+    return torch.stack([divergence(t, o).double() for t, o in zip(targets, outputs, strict=True)]).sum(0)
+
+
+def float_outputs(q: QModel, batches: Sequence[Batch]) -> list[tuple[Tensor, ...]]:
+    """What the float network gives on every batch, output by output."""
     return _outputs(q, FloatView(q.state), batches)
 
 
-def network_loss(q: QModel, batches: Sequence[Batch], targets: Sequence[Tensor]) -> float:
+def network_loss(q: QModel, batches: Sequence[Batch], targets: Sequence[Sequence[Tensor]]) -> float:
     """Mean divergence a row of the fake-quantised network from the float outputs."""
-    outputs = _outputs(q, QuantView(q), batches)
-    return torch.cat([divergence(t, o) for t, o in zip(targets, outputs, strict=True)]).double().mean().item()
+    found = _outputs(q, QuantView(q), batches)
+    return torch.cat([total_divergence(t, o) for t, o in zip(targets, found, strict=True)]).mean().item()
 
 
-def _outputs(q: QModel, view: View, batches: Sequence[Batch]) -> list[Tensor]:
+def _outputs(q: QModel, view: View, batches: Sequence[Batch]) -> list[tuple[Tensor, ...]]:
     with torch.no_grad():
-        return [logits(q.graph, view, batch) for batch in batches]
+        return [outputs(q.graph, view, batch) for batch in batches]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from pyquant.errors import DataError, SiteError
+from pyquant.errors import SiteError
 from pyquant.layers import evaluate
 
 SITE_OPS = ("conv2d", "linear")
@@ -166,14 +166,7 @@ def run(
     return {name: value for name, value in values.items() if name in kept}
 
 
-def logits(graph: Graph, view: View, inputs: Iterable[Tensor]) -> Tensor:
-    """Run the network and return its only output.
-
-    Raises:
-        DataError: the network has several outputs.
-    """
-    if len(graph.outputs) != 1:
-        raise DataError(
-            f"this step compares one output, and the network has {len(graph.outputs)}; wrap it to return one tensor."
-        )
-    return run(graph, view, inputs)[graph.outputs[0]]
+def outputs(graph: Graph, view: View, inputs: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Run the network and return its outputs, in order."""
+    values = run(graph, view, inputs)
+    return tuple(values[name] for name in graph.outputs)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyquant.capture import capture
-from pyquant.errors import DataError, SiteError
+from pyquant.errors import DataError, GridError, SiteError
 from pyquant.fold import Norm, fold
 from pyquant.graph import SITE_OPS, Graph, Node
 from pyquant.grid import Grid, Plan, QParams, SiteGrids
@@ -107,8 +107,11 @@ def prepare(
             f"activations need a per-tensor unsigned grid, and {inputs} was given; use Grid(bits, signed=False)."
         )
     graph, state, norms = fold(*capture(model, example))
-    for site in (*exclude, *(bits or {})):
+    if isinstance(exclude, str):
+        raise SiteError(f"exclude={exclude!r} is one string; give the names of sites, such as [{exclude!r}].")
+    for site in exclude:
         graph.site(site)
+    check_bits(graph, bits or {})
     graph = _exclude(graph, frozenset(exclude) | _without_codes(graph))
     if not graph.sites:
         raise SiteError("the model has no convolution or linear layer left to quantise.")
@@ -123,6 +126,16 @@ def prepare(
             weights.scale_shape(tuple(state[f"{site}.weight"].shape))
     plan = Plan({site: SiteGrids(weights, inputs) for site in graph.sites})
     return replace(QModel(graph, state, plan, norms), plan=with_bits(plan, bits or {}))
+
+
+def check_bits(graph: Graph, bits: Mapping[str, Any]) -> None:
+    """Raise SiteError or GridError unless every name is a site's and every value is a pair of bits."""
+    for site, pair in bits.items():
+        graph.site(site)
+        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+            raise GridError(
+                f"bits of site {site!r} are {pair!r}; give (weight bits, input bits), such as (4, 8)."
+            )
 
 
 def with_bits(plan: Plan, bits: Mapping[str, tuple[int, int]]) -> Plan:

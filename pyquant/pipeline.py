@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyquant.data import load_batches, read_once
-from pyquant.errors import BudgetError, DataError, GridError
+from pyquant.errors import BudgetError, DataError, GridError, SiteError
 from pyquant.grid import Grid
-from pyquant.model import QModel, SiteWeights, nearest_weights, prepare, with_bits, with_ranges
+from pyquant.model import QModel, SiteWeights, check_bits, nearest_weights, prepare, with_bits, with_ranges
 from pyquant.regions import source
 from pyquant.runtime.net import Net, deploy
 from pyquant.steps.adaquant import adaquant, candidates
@@ -71,11 +72,17 @@ class Recipe:
             Grid(input_bits)
         limits = {"budget": self.budget, "max_degradation": self.max_degradation}
         for name, value in limits.items():
-            if value is not None and not (isinstance(value, int | float) and 0 < value < float("inf")):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value < float("inf")):
                 raise BudgetError(
                     f"{name}={value!r} makes no sense; give a positive number, such as 0.13 of the float32 bytes."
                 )
-        if len(self.choices) > 1 and self.budget is None and self.max_degradation is None:
+        limited = self.budget is not None or self.max_degradation is not None
+        if len(self.choices) == 1 and limited:
+            raise BudgetError(
+                "a recipe with one choice has nothing that a budget or a max_degradation could choose; leave them out."
+            )
+        if len(self.choices) > 1 and not limited:
             raise BudgetError(
                 "a recipe with several choices needs a budget (such as 0.13) or a max_degradation to choose by."
             )
@@ -160,14 +167,17 @@ def quantize_model(
     if not isinstance(model, QModel):
         data = read_once(data)
         model = prepare(model, example_of(model, data), exclude=exclude)
+    elif exclude:
+        raise SiteError(
+            "exclude comes too late for a prepared model; give it to prepare(model, example, exclude=...)."
+        )
     q = model
     columns = [torch.cat(column) for column in zip(*load_batches(data, q.graph), strict=True)]
     rows: Any = [tuple(columns)]
     pins = dict(bits or {})
     if recipe.ends is not None:
         pins = {q.graph.sites[0]: recipe.ends, q.graph.sites[-1]: recipe.ends} | pins
-    for site in pins:
-        q.graph.site(site)
+    check_bits(q.graph, pins)
     study = examine(q, rows, recipe, pins, progress)
     return assemble(study, rows, recipe, pins, progress)
 
@@ -199,35 +209,38 @@ def quantize(
 
 
 def example_of(model: nn.Module, data: Any) -> tuple[Tensor, ...]:
-    """The first batch of some data as the arguments of ``model.forward``; labels behind them are left out.
+    """The first batch with rows as the arguments of ``model.forward``; labels behind them are left out.
 
     Raises:
-        DataError: there is no first batch, or it holds too few tensors.
+        DataError: there is no such batch, or it holds too few tensors.
     """
-    first = data[:1] if isinstance(data, Tensor) else next(iter(data), None)
     names = [
         p.name
         for p in inspect.signature(model.forward).parameters.values()
         if p.default is p.empty and p.kind <= 1
     ]
-    if isinstance(first, Mapping):
-        items = [first[name] for name in names if name in first]
-    else:
-        items = [first] if isinstance(first, Tensor) else list(first or ())[: len(names)]
-    if len(items) < len(names) or not all(
-        isinstance(item, Tensor) and item.shape[:1].numel() for item in items
-    ):
-        raise DataError(
-            f"the first batch does not give {type(model).__name__}.forward its {len(names)} inputs ({', '.join(names)})."
-        )
-    return tuple(items)
+    for batch in [data[:1]] if isinstance(data, Tensor) else data:
+        if isinstance(batch, Mapping):
+            items = [batch[name] for name in names if name in batch]
+        elif isinstance(batch, Sequence) and not isinstance(batch, str):
+            items = list(batch[: len(names)])
+        else:
+            items = [batch]
+        if len(items) < len(names) or not all(isinstance(item, Tensor) and item.dim() for item in items):
+            raise DataError(
+                f"a first batch of type {type(batch).__name__} does not give {type(model).__name__}.forward its {len(names)} inputs "
+                f"({', '.join(names)}); give tensors [B, ...], a tuple of them, or a dict."
+            )
+        if all(item.shape[0] for item in items):
+            return tuple(items)
+    raise DataError("the data is empty; give at least one batch with at least one row.")
 
 
 def examine(
     q: QModel, data: Any, recipe: Recipe, pins: Mapping[str, Bits], progress: Progress | None = None
 ) -> Study:
     """Calibrate, and measure every choice of every site where there is something to choose."""
-    widest = max(recipe.choices)
+    widest = (max(w for w, _ in recipe.choices), max(a for _, a in recipe.choices))
     q = replace(q, plan=with_bits(q.plan, {site: pins.get(site, widest) for site in q.graph.sites}))
     q = calibrate(q, data, method=recipe.method)
     if len(recipe.choices) == 1:
@@ -270,7 +283,7 @@ def assemble(
         q = adaquant(q, data, flow=recipe.flow, progress=_stage(progress, "adaquant"))
     if recipe.tune_norms:
         q = bn_tune(q, data)
-    if recipe.tune_biases and len(q.graph.outputs) == 1:
+    if recipe.tune_biases:
         q = bias_tune(q, data, progress=_stage(progress, "bias tuning"))
     return q
 
@@ -287,17 +300,19 @@ def allocate(study: Study, recipe: Recipe) -> Allocation:
     }
     table = monotone(table)
     ties = _shared_inputs(q)
-    if recipe.max_degradation is not None:
-        return minimise_cost(table, "weight_bytes", recipe.max_degradation, ties=ties)
-    assert recipe.budget is not None
-    whole = float_bytes(q)
-    allowed, least = int(recipe.budget * whole), smallest_feasible(table, "weight_bytes", ties)
-    if allowed < least:
+    budgets: dict[str, int] = {}
+    if recipe.budget is not None:
+        whole, least = float_bytes(q), smallest_feasible(table, "weight_bytes", ties)
+        # In decimals, as it was written: 0.145 of 800 bytes are 116.
+        allowed = budgets["weight_bytes"] = int(Fraction(str(recipe.budget)) * whole)
+    if budgets and allowed < least:
         raise BudgetError(
             f"budget={recipe.budget} allows {allowed} bytes of weight codes, of {whole} in float32, and no choice of bits takes "
-            f"fewer than {least}; the smallest feasible budget is {math.ceil(1e4 * least / whole) / 1e4}."
+            f"fewer than {least}; the smallest feasible budget is {math.ceil(Fraction(10_000 * least, whole)) / 10_000}."
         )
-    return minimise_degradation(table, {"weight_bytes": allowed}, ties)
+    if recipe.max_degradation is not None:
+        return minimise_cost(table, "weight_bytes", recipe.max_degradation, budgets, ties)
+    return minimise_degradation(table, budgets, ties)
 
 
 def weight_bytes(q: QModel, site: str, bits: int) -> int:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from pyquant.data import held_out, load_batches
-from pyquant.fidelity import divergence, float_outputs, network_loss
-from pyquant.graph import logits
+from pyquant.fidelity import float_outputs, network_loss, total_divergence
+from pyquant.graph import outputs
 from pyquant.model import QModel, QuantView, SiteWeights
 from pyquant.regions import source
 
 # Step of a bias, as a share of its site's output step or spread; see bias_tune.
 RATE = 2e-3
+PATIENCE = 3  # epochs without a better state, after which few ever bring one
 
 
 def bias_tune(
@@ -31,10 +32,10 @@ def bias_tune(
     """Minimise the divergence of the quantised output from the float one over all biases, straight through the rounding.
 
     Args:
-        q: a calibrated model with one output.
+        q: a calibrated model.
         data: unlabelled inputs; a quarter of the rows is held out, and the best state on them is returned, which may be the
             one given.
-        epochs: passes over the fit rows, with a cosine schedule of Adam.
+        epochs: passes over the fit rows, at most, with a cosine schedule of Adam.
         seed: orders the batches.
 
     Returns:
@@ -48,13 +49,14 @@ def bias_tune(
     unit = {site: _spread(q, site) for site in q.graph.sites}
     first = {site: torch.zeros_like(b) for site, b in biases.items()}
     second = {site: torch.zeros_like(b) for site, b in biases.items()}
-    best, best_value = q, network_loss(q, held, held_targets)
+    best, best_value, best_epoch = q, network_loss(q, held, held_targets), -1
     start_value, step, steps = best_value, 0, epochs * len(fit)
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(epochs):
         for i in torch.randperm(len(fit), generator=generator).tolist():
             with torch.enable_grad():
-                loss = divergence(fit_targets[i], logits(q.graph, QuantView(_with(q, biases)), fit[i])).mean()
+                now = outputs(q.graph, QuantView(_with(q, biases)), fit[i])
+                loss = total_divergence(fit_targets[i], now).mean()
                 gradients = torch.autograd.grad(loss, list(biases.values()))
             step += 1
             rate = RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -64,12 +66,15 @@ def bias_tune(
                 second[site].lerp_(scaled.square(), 0.01)
                 move = (first[site] / (1 - 0.9**step)) / ((second[site] / (1 - 0.99**step)).sqrt() + 1e-12)
                 biases[site] = (biases[site].detach() - rate * unit[site] * move).requires_grad_()
-        now = _with(q, {site: b.detach() for site, b in biases.items()})
-        value = network_loss(now, held, held_targets)
+        state = _with(q, {site: b.detach() for site, b in biases.items()})
+        value = network_loss(state, held, held_targets)
         if value < best_value:
-            best, best_value = now, value
+            best, best_value, best_epoch = state, value, epoch
+        over = epoch - best_epoch >= PATIENCE
         if progress is not None:
-            progress("bias_tune", epoch + 1, epochs)
+            progress("bias_tune", epochs if over else epoch + 1, epochs)
+        if over:
+            break
     return best.logged("bias_tune", before=start_value, after=best_value, epochs=epochs)
 
 

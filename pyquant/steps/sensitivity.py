@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pyquant.data import every_so_many, load_batches
-from pyquant.fidelity import divergence
+from pyquant.fidelity import total_divergence
 from pyquant.graph import FloatView, Graph, run
 from pyquant.model import QModel, QuantView, SiteWeights, nearest_weights, with_bits
 from pyquant.quantizer import choose_range
@@ -40,7 +40,7 @@ def sensitivity(
         choices: site -> (weight bits, input bits) to try.
         found: weights already rounded, such as by ``adaquant.candidates``; nearest rounding for those that are missing.
         method: how the range of the site's input is placed.
-        progress: called with (site, done, total) on the last batch.
+        progress: called with (site, done, total), once a site and batch.
 
     Returns:
         site -> bits -> mean divergence of the output.
@@ -63,8 +63,8 @@ def sensitivity(
                 start = {name: value for name, value in values.items() if name not in below[site]}
                 for bits in choices[site]:
                     out = run(graph, views[site, bits], batch, start=start)
-                    moved = sum(divergence(values[name], out[name]).sum().item() for name in graph.outputs)
-                    total[site][bits] += moved
+                    moved = total_divergence(*([v[name] for name in graph.outputs] for v in (values, out)))
+                    total[site][bits] += moved.sum().item()
                 if progress is not None:
                     progress(site, index * len(choices) + done + 1, len(batches) * len(choices))
     return {site: {bits: moved / rows for bits, moved in table.items()} for site, table in total.items()}
