@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
 
-.PHONY: setup data demo test test-all check bench clean
+.PHONY: setup data demo test test-all mutants check bench clean
 setup: $(VENV)/.ready
 data: .data/.ready
 
@@ -35,6 +35,10 @@ test: setup data
 
 test-all: setup data
 	$(PY) -m pytest
+
+# Breaks a copy of the project in the ways that tests/mutations.toml lists, and sees the tests go red.
+mutants: setup data
+	$(PY) tools/mutate.py
 
 check: setup
 	$(PY) -m ruff check .

@@ -186,7 +186,6 @@ def value_grids(q: QModel) -> dict[str, Grid]:
     found = regions(graph)
     readers: dict[str, list[Grid]] = {name: [] for name in found.quantized}
     shared: set[str] = set()
-    fed = {name for group in found.groups.values() for name in (group.residual,) if name is not None}
     for node in graph.nodes:
         if node.name not in found.integer or node.op in ("flatten", "max_pool"):
             continue
@@ -196,7 +195,6 @@ def value_grids(q: QModel) -> dict[str, Grid]:
                 readers[value].append(q.plan[node.name].input)
             elif value in readers:
                 shared.add(value)
-    shared.update(source(graph, name) for name in fed)
     any_grid = q.plan[graph.sites[0]].input
     grids = {
         value: any_grid.with_bits(STORED_BITS if value in shared else max(g.bits for g in read))

@@ -162,6 +162,29 @@ def test_every_spelling_of_a_clamp_is_one_kind(function, low, high):
     assert torch.equal(values[clamp.name], function(values["conv"].clone()))
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.add(x.tanh(), alpha=2),
+        lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
+        lambda x: F.max_pool2d(x, 2, dilation=2),
+        lambda x: F.avg_pool2d(x, 3, 2, padding=1),
+        lambda x: F.avg_pool2d(x, 4, ceil_mode=True),
+        lambda x: F.avg_pool2d(x, 2, divisor_override=3),
+        lambda x: F.adaptive_avg_pool2d(x, 4),
+        lambda x: x.mean((1, 3)),
+        lambda x: F.pad(x, (1, 1), value=0.5),
+    ],
+)
+def test_options_without_a_form_of_ours_are_not_dropped(function):
+    model = Computes(lambda s, x: function(s.conv(x)), conv=conv())
+    graph, state = capture(model, image())
+    with torch.no_grad():
+        expected = model.double()(image(3).double())
+    got = outputs_of(graph, in_double(state), [image(3).double()])[0]
+    assert got.shape == expected.shape and (got - expected).abs().max() <= ROUNDING
+
+
 def test_dropout_vanishes_in_evaluation_mode():
     graph, _ = capture(nn.Sequential(conv(), nn.Dropout(0.5), nn.Dropout2d(0.5), nn.ReLU()).train(), image())
     assert [node.op for node in graph.nodes] == ["input", "conv2d", "clamp"]

@@ -93,6 +93,13 @@ def test_an_excluded_site_stays_float_and_computes_the_same(captured, site):
     assert torch.equal(QuantView(calibrated).params(q.graph.by_name[site])["p0"], q.state[f"{site}.weight"])
 
 
+def test_an_excluded_site_keeps_its_padding():
+    layer = nn.Conv2d(3, 4, 3, padding=(2, 0))
+    q = prepare(nn.Sequential(layer, nn.Conv2d(4, 2, 1)), inputs("resnet", 1), exclude=["0"])
+    x = inputs("resnet", 2)[0]
+    assert torch.equal(run(q.graph, FloatView(q.state), [x], keep=["0"])["0"], layer(x))
+
+
 def test_excluding_everything():
     with pytest.raises(SiteError, match="left to quantise"):
         prepare(build("called_twice"), inputs("called_twice", 1), exclude=["conv", "conv@1"])

@@ -16,7 +16,7 @@ from pyquant.layers import conv2d
 from pyquant.model import QuantView, prepare
 from pyquant.moments import gather, parallel_moments, site_groups, thin_out, walk
 from pyquant.steps.calibrate import calibrate
-from tests.networks import ResNet, TwoInputs, images, inputs, settle
+from tests.networks import InvertedBottleneck, ResNet, TwoInputs, images, inputs, settle
 
 # One product and one sum in float32 each, K + 1 <= 40 columns and R <= 1500 rows, relative to the sum of magnitudes.
 FLOAT32 = 1600 * 2.0**-24
@@ -207,6 +207,15 @@ def two_inputs():
     return q, load_batches([batch], q.graph, 2)
 
 
+@pytest.fixture(scope="module")
+def bottleneck():
+    """A site reads, at 4 bits, a sum that is stored at 8."""
+    x = images(6)
+    q = four_bits(settle(InvertedBottleneck()), x[:1], x)
+    assert "expand:input" in q.ranges
+    return q, load_batches(x, q.graph, 2)
+
+
 def test_parallel_moments_are_those_of_float_inputs_on_their_grid(resnet):
     q, batches = resnet
     sites = ["block.conv1", "fc"]
@@ -234,7 +243,7 @@ def walked(q, parts, cache_bytes):
     return walk(q, parts, on_site, cache_bytes), seen
 
 
-@pytest.mark.parametrize("network", ["resnet", "two_inputs"])
+@pytest.mark.parametrize("network", ["resnet", "two_inputs", "bottleneck"])
 def test_held_and_recomputed_frontiers_give_the_same_bytes(network, request):
     q, batches = request.getfixturevalue(network)
     (held, first), (recomputed, second) = (

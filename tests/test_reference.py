@@ -136,6 +136,17 @@ def test_requantize_rounds_every_operation_by_itself():
         assert y[row, column].item() == min(max(round(value) + 100, 3), 250)
 
 
+def test_the_zero_point_is_added_after_rounding_in_every_epilogue():
+    """Sums of 0.5 and 1.5 round to 0 and 2; moved by an odd zero point first, they would round to 2 and 2 less 1."""
+    one, zeros = torch.ones(1), torch.zeros(1)
+    acc = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    assert reference.requantize(acc, one, zeros + 0.5, 11, 0, 255).tolist() == [[11], [13]]
+    a = torch.tensor([1, 3], dtype=torch.uint8)
+    assert reference.add(a, 0, 0.5, a, 0, 0.0, 11, 0, 255).tolist() == [11, 13]
+    x = a.reshape(2, 1, 1, 1)
+    assert reference.avg_pool(x, 0, 0.5, 11, 0, 255, (1, 1), (1, 1)).flatten().tolist() == [11, 13]
+
+
 def test_add_rounds_each_product():
     a, b = torch.meshgrid(torch.arange(0, 256, 5), torch.arange(0, 256, 7), indexing="ij")
     y = reference.add(a.to(torch.uint8), 128, 0.613, b.to(torch.uint8), 3, 1.27, 11, 0, 255)

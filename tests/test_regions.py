@@ -156,6 +156,23 @@ def test_an_operand_that_comes_later_is_not_a_residual():
     assert add in found.groups
 
 
+def test_an_operand_whose_clamp_alone_comes_later_is_a_residual():
+    """The clamp runs with its site, which is done by then."""
+    graph, found = found_in(lambda s, x: (lambda a, b: s.c(b + F.relu(a)))(s.a(x), s.b(x)))
+    assert [node.op for node in graph.nodes][1:4] == ["conv2d", "conv2d", "clamp"]
+    assert found.groups["b"].residual == found.groups["a"].last == graph.nodes[3].name
+
+
+@pytest.mark.parametrize(("size", "integer"), [(5, False), (1, True)])
+def test_a_flattened_map_that_is_reordered_is_integer_for_linear_layers_only(size, integer):
+    """Its codes are in the order (H, W, C): columns of weights can follow it, and nothing else does."""
+    for middle, right in ((nn.Identity(), True), (nn.SiLU(), integer)):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), middle, nn.Linear(4 * size**2, 2))
+        graph, _, _ = fold(*capture(model, images(1, side=size + 2)))
+        flat = next(node.name for node in graph.nodes if node.op == "flatten")
+        assert (flat in regions(graph).integer) == right
+
+
 def test_pooling_and_lookups_between_sites_stay_integer():
     graph, found = found_in(lambda s, x: s.b(F.avg_pool2d(F.max_pool2d(F.silu(s.a(x)), 2), 2)))
     assert all(node.name in found.integer for node in graph.nodes if node.op != "input")

@@ -71,4 +71,7 @@ def test_a_weight_beyond_int8_is_refused() -> None:
     codes = torch.tensor([[0, 5], [0, 255]])
     with pytest.raises(BackendError, match="row 1"):
         centred_weight(codes, torch.tensor([0, 3]), "site")
+    for zero in (127, 129):  # one step too far at either end
+        with pytest.raises(BackendError, match="row 1"):
+            centred_weight(codes, torch.tensor([0, zero]), "site")
     assert centred_weight(codes, torch.tensor([0, 128]), "site").tolist() == [[0, 5], [-128, 127]]

@@ -98,5 +98,7 @@ def test_bad_input() -> None:
         gemm_s8(x, weight, multiplier[:2], bias, x_zero=0, y_zero=0)
     with pytest.raises(BackendError, match=r"0\.\.255"):
         gemm_s8(x, weight, multiplier, bias, x_zero=256, y_zero=0)
+    with pytest.raises(BackendError, match=r"0\.\.255"):
+        gemm_s8_float(x, weight, multiplier, bias, x_zero=256)
     with pytest.raises(BackendError, match="cuda"):
         gemm_s8(x, weight, multiplier, bias, x_zero=0, y_zero=0, backend="cuda")

@@ -93,6 +93,35 @@ def test_depthwise(isa: str, channels: int, stride: int, kernel: int) -> None:
     assert_same_bytes(CpuExecutor(program, threads=2, isa=isa)(*inputs), ReferenceExecutor(program)(*inputs))
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("scale", [0.1, 0.3, 0.7, 0.9])
+def test_every_product_is_rounded_by_itself(isa: str, scale: float) -> None:
+    """Every code as a residual and as an operand, at scales whose products come to lie on ties."""
+    writer = Writer(0)
+    x, skip = writer.codes_input(16, 16, 1), writer.codes_input(16, 16, 1)
+    program = writer.program(writer.conv(x, 1, residual=skip), writer.add(x, skip))
+    nothing = {role: torch.zeros(1) for role in ("multiplier", "bias")}
+    conv = dataclasses.replace(program.ops[0], tensors={**program.ops[0].tensors, **nothing})
+    program = dataclasses.replace(program, ops=(conv, program.ops[1]))
+    codes = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1)
+    for zero in (2, 17, 128, 251):
+        case = {"y_zero": 101, "low": 0, "high": 255}
+        case = altered(altered(program, 0, residual_zero=zero, residual_scale=scale, **case), 1,
+                       a_zero=zero, a_scale=scale, b_zero=255 - zero, b_scale=1 - scale, **case)  # fmt: skip
+        want = ReferenceExecutor(case)(codes, codes)
+        assert len(want[0].unique()) > 20
+        assert_same_bytes(CpuExecutor(case, isa=isa)(codes, codes), want)
+
+
+@pytest.mark.parametrize("padding", [(1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0)])
+def test_pools_whose_sides_differ(padding: tuple[int, int, int, int]) -> None:
+    writer = Writer(4)
+    x = writer.codes_input(7, 9, 5)
+    pooled = writer.max_pool(x, (3, 2), (1, 2), padding)
+    program, inputs = writer.program(pooled, writer.avg_pool(pooled, (2, 3), (2, 1))), writer.batch(2)
+    assert_same_bytes(CpuExecutor(program)(*inputs), ReferenceExecutor(program)(*inputs))
+
+
 def test_any_batch_on_one_executor() -> None:
     program, _ = random_network(3)
     executor, reference = CpuExecutor(program), ReferenceExecutor(program)
@@ -132,6 +161,16 @@ def test_float_ops_between_regions() -> None:
     # The side branch belongs to the first region, whatever its place in the list.
     assert [region.engine is None for region in executor.regions] == [False, True, False]
     assert_same_bytes(executor(*inputs), ReferenceExecutor(program)(*inputs))
+
+
+def test_a_float_op_may_give_a_view() -> None:
+    """The engine reads raw memory: a transposed image has to be copied first."""
+    writer = Writer(6)
+    image = writer.float_input(3, 6, 6)
+    turn = {"target": "aten.permute.default", "args": [{"input": 0}, [0, 1, 3, 2]], "kwargs": {}}
+    y = writer.quantize(writer.aten(image, "aten", turn))
+    program, inputs = writer.program(y), writer.batch(2)
+    assert_same_bytes(CpuExecutor(program)(*inputs), ReferenceExecutor(program)(*inputs))
 
 
 # ------------------------------------------------------------------------------------------ threads and forks
@@ -248,8 +287,9 @@ def test_sums_that_could_leave_int32_are_refused() -> None:
 
 
 def test_a_pool_window_of_padding_only_is_refused() -> None:
-    writer = Writer(0)
-    x = writer.codes_input(4, 4, 3)
-    y = writer.max_pool(x, (2, 2), (2, 2), (2, 0, 0, 0))
-    with pytest.raises(ShapeError, match="padding only"):
-        CpuExecutor(writer.program(y))
+    for side in range(4):
+        writer = Writer(0)
+        x = writer.codes_input(4, 4, 3)
+        y = writer.max_pool(x, (2, 2), (2, 2), tuple(2 * (i == side) for i in range(4)))
+        with pytest.raises(ShapeError, match="padding only"):
+            CpuExecutor(writer.program(y))

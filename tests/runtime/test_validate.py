@@ -57,7 +57,7 @@ def in_float32(given: Program) -> Program:
 
 
 WRONG: dict[str, tuple[Any, ...]] = {
-    "scale": (0.0, -1.0, 1e-39, float("nan"), float("inf"), 0.1, "1", None, True, 1),
+    "scale": (0.0, -1.0, 1e-39, 2.0**-127, float("nan"), float("inf"), 0.1, "1", None, True, 1),
     "zero_point": (-1, 256, 3.0, None, True),
     "x_zero": (-1, 256, 1.0),
     "y_zero": (-1, 256, "0"),
@@ -128,6 +128,8 @@ def test_wrong_tensors() -> None:
         {"weight": t["weight"].reshape(-1)},
         {"weight": t["weight"].T.contiguous().T},
         {"weight_zero": t["weight_zero"] + 16},
+        {"weight_zero": torch.full_like(t["weight_zero"], 1 << op.attributes["weight_bits"])},
+        {"weight_zero": torch.full_like(t["weight_zero"], -1)},
         {"weight_zero": t["weight_zero"].long()},
         {"extra": t["bias"]},
     )
@@ -188,7 +190,19 @@ def test_sums_that_may_overflow() -> None:
     values = {"x": Value("codes", (1, 1, taps)), "y": Value("float", (1,))}
     refused(Program(values, (conv,), ("x",), ("y",)), "'long'", "overflow")
     # Half the reach, half the sum.
-    validate(Program(values, (replace(conv, attributes={**attributes, "x_zero": 128}),), ("x",), ("y",)))
+    conv = replace(conv, attributes={**attributes, "x_zero": 128})
+    validate(Program(values, (conv,), ("x",), ("y",)))
+    # A zero point at either end of the weights' grid doubles their reach, in one channel of two.
+    two = {
+        "weight": torch.zeros(2, taps // 4, dtype=torch.int32),
+        "multiplier": torch.ones(2),
+        "bias": torch.zeros(2),
+    }
+    values["y"] = Value("float", (2,))
+    for zeros, fits in (([0, 0], True), ([0, 127], False), ([-128, 0], False)):
+        conv = replace(conv, tensors={**two, "weight_zero": torch.tensor(zeros, dtype=torch.int32)})
+        given = Program(values, (conv,), ("x",), ("y",))
+        validate(given) if fits else refused(given, "'long'", "overflow")
 
 
 def test_float_nodes_run_whitelisted_calls_only() -> None:

@@ -199,6 +199,15 @@ def test_smallest_feasible_is_the_least_cost_of_all_plans_and_can_be_asked_for(s
             minimise_degradation(table, {cost: least - 1}, ties)
 
 
+@pytest.mark.parametrize(("limit", "cost"), [(1.0, 2), (1.0 + 2.0**-52, 3)])
+def test_a_sum_half_way_between_two_floats_is_rounded_to_even(limit, cost):
+    """Half a unit in the last place above 1 rounds down, and above its neighbour up, past the limit."""
+    half_way = Fraction(limit) + Fraction(1, 2**53) - 1
+    table = {"a": site((8, 8, 1.0, 1)), "b": site((4, 8, float(half_way), 1), (8, 8, 0.0, 2))}
+    found = minimise_cost(table, "weight_bytes", limit)
+    assert found.costs["weight_bytes"] == cost and found.degradation <= limit
+
+
 # --- against the exact dynamic programmes ------------------------------------------------------------------
 
 NETWORKS = [(50, 7), (50, 49), (200, 7), (200, 49)]
