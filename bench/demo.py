@@ -37,8 +37,8 @@ def main() -> None:
     begin = time.perf_counter()
     model, data = zoo.load(MODEL), zoo.calibration(MODEL)
     images, accepted = zoo.evaluation(MODEL)
-    q = prepare(model, data[:1])
     recipes = (Recipe.nearest(BUDGET), Recipe.light(BUDGET), Recipe.advanced(BUDGET))
+    q = prepare(model, data[:1])
     studies: dict[bool, Study] = {}
     quantised = {}
     with progress_bar() as progress:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pyquant.errors import DataError
-from pyquant.grid import Grid, QParams
+from pyquant.grid import MAX_BITS, Grid, QParams
 from pyquant.reference import fake_quantize, spread
 
 RANGE_METHODS = ("minmax", "mean_minmax", "mse")
@@ -132,8 +132,11 @@ def weight_qparams(weight: Tensor, grid: Grid, importance: Tensor | None = None)
         importance: weights of the squared error, broadcastable to ``weight``; None means 1.
 
     Returns:
-        Scale and zero point of shape ``grid.scale_shape(weight.shape)``.
+        Scale and zero point of shape ``grid.scale_shape(weight.shape)``. With 8 bits it is the symmetric one whatever the grid
+        allows: kernels multiply code minus zero point as int8, and a wider range has no room there.
     """
+    if grid.bits == MAX_BITS:
+        grid = replace(grid, symmetric=True)
     rows = _rows(weight, grid)
     cost = torch.ones(()) if importance is None else _rows(importance.expand_as(weight), grid)
     low, high = rows.amin(1), rows.amax(1)

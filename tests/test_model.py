@@ -16,7 +16,7 @@ from pyquant.regions import regions
 from pyquant.steps.calibrate import calibrate
 from tests.networks import NETWORKS, build, inputs
 
-W8, A8 = Grid(8, axis=0), Grid(8, signed=False)
+W8, A8 = Grid(8, axis=0, symmetric=False), Grid(8, signed=False)
 
 
 def with_plan(q, bits):

@@ -1,5 +1,7 @@
 """Ranges: real 0 always has a code, scales are always usable, and the search never does worse than the extremes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -175,6 +177,21 @@ def test_symmetric_zero_points():
     weight = skewed(3, 8)
     assert (weight_qparams(weight, Grid(4, axis=0)).zero_point == 0).all()
     assert (weight_qparams(weight, Grid(4, axis=0, signed=False, symmetric=True)).zero_point == 8).all()
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_eight_bits_have_no_room_for_a_zero_point(signed):
+    """Kernels multiply code minus zero point as int8; seven bits and fewer always fit."""
+    w = skewed(5, 12).abs() + 0.1
+    wide = Grid(8, signed, axis=0, symmetric=False)
+    assert weight_qparams(w, wide).zero_point.tolist() == [0.0 if signed else 128.0] * 5
+    assert torch.equal(weight_qparams(w, wide).scale, weight_qparams(w, replace(wide, symmetric=True)).scale)
+    narrow = wide.with_bits(7)
+    found = weight_qparams(w, narrow)
+    assert (found.zero_point != (0 if signed else 64)).all()
+    assert ((narrow.qmax - found.zero_point) <= 127).all() and (
+        (narrow.qmin - found.zero_point) >= -128
+    ).all()
 
 
 def test_importance_moves_the_range_to_what_matters():

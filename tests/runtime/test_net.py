@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from pyquant.errors import BackendError, CheckpointError, DataError, DTypeError, PyquantError, ShapeError
-from pyquant.grid import Grid
-from pyquant.model import prepare
+from pyquant.grid import Grid, QParams
+from pyquant.model import SiteWeights, prepare
 from pyquant.ops.backend import missing
 from pyquant.runtime.compare import same_bytes
 from pyquant.runtime.net import Net, deploy, load
@@ -120,8 +120,11 @@ def test_no_threads(backend: str) -> None:
 def test_auto_moves_on_and_a_pinned_backend_does_not() -> None:
     """Eight unsigned bits around zero point 0 are no int8 weights."""
     layer = nn.Conv2d(3, 4, 3)
-    layer.weight.data = layer.weight.data.abs() + 0.1
     q = calibrate(prepare(layer, images(1), weights=Grid(8, signed=False, axis=0)), [images(4)])
+    (site,) = q.graph.sites
+    given = q.weights[site]
+    qparams = QParams(given.qparams.scale, torch.zeros(4))
+    q = replace(q, weights={site: SiteWeights(torch.full_like(given.codes, 200), qparams, given.bias)})
     net = deploy(q, threads=1)
     assert net.choice.backend == "reference" and "int8" in str(net.choice)
     assert net(images(2)).shape == (2, 4, 7, 9)

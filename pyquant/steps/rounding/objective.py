@@ -13,7 +13,7 @@ from pyquant.reference import dequantize, quantize
 
 # Pull towards the float weight, as a share of the mean diagonal: directions the data does not show stay as trained. How much is
 # right depends on how many rows there are for how many weights, so held-out rows decide; the middle one where there are none.
-DAMPINGS = (0.01, 0.1, 0.5, 2.0)
+DAMPINGS = (0.01, 0.1, 0.5, 2.0, 8.0)
 DAMPING = 0.1
 
 
