@@ -37,7 +37,7 @@ def wholes(item: Any, length: int, low: int) -> bool:
 
 
 def _is_float32(item: Any, least: float) -> bool:
-    if not isinstance(item, float) or not math.isfinite(item) or abs(item) > np.finfo(np.float32).max:
+    if not isinstance(item, float) or not math.isfinite(item) or abs(item) > float(np.finfo(np.float32).max):
         return False
     return item >= least and float(np.float32(item)) == item
 
