@@ -246,7 +246,8 @@ def _model(sense: str) -> mip.Model:
     import mip
 
     model = mip.Model(sense=sense, solver_name=mip.CBC)
-    model.verbose, model.threads, model.seed, model.preprocess = 0, 1, 0, 0
+    # CBC has one thread by itself; asked for any number, it also sets OpenMP's for the whole process to 1.
+    model.verbose, model.seed, model.preprocess = 0, 0, 0
     model.max_mip_gap, model.max_mip_gap_abs = 1e-9, 1e-12
     return model
 

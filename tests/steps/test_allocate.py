@@ -6,6 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 
 from pyquant.errors import BudgetError
 from pyquant.steps.allocate import (
@@ -350,3 +351,15 @@ def test_numbers_of_numpy_are_taken_without_their_overflow():
     table = {n: [Choice(8, 8, np.float32(0.5), {"bops": many})] for n in "abcd"}
     found = minimise_degradation(table, {"bops": 2**64})
     assert found.costs == {"bops": 2**64} and found.degradation == 2.0
+
+
+def test_solving_leaves_torchs_threads_alone():
+    """CBC, told how many threads to use, leaves the process one."""
+    table, _, size, _ = network(6, widths_of(9), seed=5)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        minimise_degradation(table, {"weight_bytes": int(size.max(1).sum() // 2)})
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
