@@ -20,6 +20,8 @@ from fractions import Fraction
 from operator import mul
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
     import mip
 
@@ -163,6 +165,15 @@ def only(problem: Problem, amount: int) -> list[int]:
 
 def search(problem: Problem) -> Found:
     """Find the plan of least objective within the caps; the caps hold exactly, whatever CBC's tolerance."""
+    threads = torch.get_num_threads()
+    try:
+        return _search(problem)
+    finally:
+        # CBC sets OpenMP's number of threads to 1, for the whole process.
+        torch.set_num_threads(threads)
+
+
+def _search(problem: Problem) -> Found:
     possible = _trim(problem)
     if possible is None:
         return Found(None, proven=True)
@@ -246,8 +257,7 @@ def _model(sense: str) -> mip.Model:
     import mip
 
     model = mip.Model(sense=sense, solver_name=mip.CBC)
-    # CBC has one thread by itself; asked for any number, it also sets OpenMP's for the whole process to 1.
-    model.verbose, model.seed, model.preprocess = 0, 0, 0
+    model.verbose, model.threads, model.seed, model.preprocess = 0, 1, 0, 0
     model.max_mip_gap, model.max_mip_gap_abs = 1e-9, 1e-12
     return model
 
