@@ -107,7 +107,7 @@ def check_input(value: Any, graph: Graph, name: str, where: str) -> Tensor:
     return value.detach().contiguous()
 
 
-def held_out(batches: Sequence[Batch], share: float = 0.25) -> tuple[list[Batch], list[Batch]]:
+def held_out(batches: Sequence[Batch], share: float = 0.125) -> tuple[list[Batch], list[Batch]]:
     """Split rows into a part to fit and a part held out: every k-th row, so both see all of the data's order.
 
     One row alone serves as both. The split depends on nothing but the number of rows.

@@ -55,7 +55,7 @@ def adaquant(
 
     Args:
         q: a calibrated model.
-        data: unlabelled inputs; a quarter of the rows is held out.
+        data: unlabelled inputs; an eighth of the rows is held out.
         flow: ``"parallel"`` gives each site the float network's inputs, so that sites are independent; ``"sequential"`` gives it
             those of the quantised network before it. Targets are always the float outputs of float inputs.
         cache_bytes: bound of the cache of moments (parallel) or of live values (sequential).

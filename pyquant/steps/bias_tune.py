@@ -33,7 +33,7 @@ def bias_tune(
 
     Args:
         q: a calibrated model.
-        data: unlabelled inputs; a quarter of the rows is held out, and the best state on them is returned, which may be the
+        data: unlabelled inputs; an eighth of the rows is held out, and the best state on them is returned, which may be the
             one given.
         epochs: passes over the fit rows, at most, with a cosine schedule of Adam.
         seed: orders the batches.

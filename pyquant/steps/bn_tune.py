@@ -30,7 +30,7 @@ def bn_tune(q: QModel, data: Any, *, cache_bytes: int = 2 << 30) -> QModel:
 
     Args:
         q: a calibrated model.
-        data: unlabelled inputs; a quarter of the rows is held out. A site whose squared error on them would rise keeps what
+        data: unlabelled inputs; an eighth of the rows is held out. A site whose squared error on them would rise keeps what
             it had, and so does the whole network if its output would move further from the float one.
         cache_bytes: bound of the live values that are kept.
 
