@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,8 @@ BATCH, ROUNDS = 16, 7
 
 def main() -> None:
     """Quantise by every recipe, measure, print, write."""
-    console = Console()
+    # A log has no width of its own, and 80 columns would cut the table's figures.
+    console = Console() if sys.stdout.isatty() else Console(width=110)
     begin = time.perf_counter()
     model, data = zoo.load(MODEL), zoo.calibration(MODEL)
     images, accepted = zoo.evaluation(MODEL)
