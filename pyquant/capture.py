@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from inspect import Parameter, signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ShapesCollection
 
 from pyquant.errors import CaptureError, DataError
+from pyquant.exported import module_label
 from pyquant.graph import Graph
-from pyquant.translate import module_label, translate
+from pyquant.translate import translate
 
 # What a model's own code, or the exporter, raises when it cannot be followed.
 FAILURES = (
@@ -31,16 +34,17 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> tuple[Graph
     """Capture a model in evaluation mode, for any batch size.
 
     Args:
-        model: the trained model; it is copied, never changed.
+        model: the trained model; it is copied, never changed. Wrappers for several devices or for speed are taken off.
         example: one batch: a tensor ``[B, ...]``, or one tensor per argument of ``forward``. ``B`` may be 1.
 
     Returns:
         The graph, and its state (name -> tensor). A model in half or double precision becomes float32.
 
     Raises:
-        CaptureError: the model cannot be captured; the message names the module and the reason.
+        CaptureError: the model is no module or cannot be captured; the message names the module and the reason.
         DataError: the example is not a batch of tensors on the CPU.
     """
+    model = unwrap(model)
     inputs = (
         (example,) if isinstance(example, Tensor) else tuple(example) if isinstance(example, Sequence) else ()
     )
@@ -76,6 +80,73 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> tuple[Graph
             f"{type(model).__name__} could not be captured by torch.export, in {where}: {first[:300]}"
         ) from error
     return translate(program)
+
+
+def example_of(model: nn.Module, data: Any) -> tuple[Tensor, ...]:
+    """The first batch with rows as the arguments of ``model.forward``, in its order.
+
+    A tensor or a tuple gives the arguments without a default alone; what follows them is taken for labels and left out.
+    A dict gives every argument that it has a key for, those with a default too.
+
+    Raises:
+        DataError: there is no such batch, or it does not say what the arguments of ``forward`` are.
+        CaptureError: the model is no module.
+    """
+    model = unwrap(model)
+    label = f"{type(model).__name__}.forward"
+    arguments = [p for p in signature(model.forward).parameters.values() if p.kind != p.VAR_POSITIONAL]
+    required = [p.name for p in arguments if p.default is p.empty and p.kind <= p.POSITIONAL_OR_KEYWORD]
+    for batch in [data[:1]] if isinstance(data, Tensor) else data:
+        if isinstance(batch, Mapping):
+            items = [batch[name] for name in _given(label, arguments, batch)]
+        else:
+            items = list(batch) if isinstance(batch, Sequence) and not isinstance(batch, str) else [batch]
+            if not required and len(items) != 1:
+                items = []
+            items = items[: len(required) or 1]
+        if not items and not required:
+            raise DataError(
+                f"{label} names no input that it needs, so a batch of type {type(batch).__name__} does not say which of its "
+                "entries are inputs; give batches of one tensor, or name the inputs in forward."
+            )
+        if len(items) < len(required) or not all(isinstance(item, Tensor) and item.dim() for item in items):
+            raise DataError(
+                f"a first batch of type {type(batch).__name__} does not give {label} its {len(required)} inputs "
+                f"({', '.join(required)}); give tensors [B, ...], a tuple of them, or a dict."
+            )
+        if all(item.shape[0] for item in items):
+            return tuple(items)
+    raise DataError("the data is empty; give at least one batch with at least one row.")
+
+
+def _given(label: str, arguments: Sequence[Parameter], batch: Mapping[str, Any]) -> list[str]:
+    """The arguments of ``forward`` that a dict gives a value other than their default."""
+    given = [p.name for p in arguments if p.name in batch and batch[p.name] is not p.default]
+    places = [p.name for p in arguments if p.kind <= p.POSITIONAL_OR_KEYWORD]
+    if given != places[: len(given)]:
+        raise DataError(
+            f"a batch gives {label} its {', '.join(given)}, and inputs are passed by position; "
+            f"give the first of ({', '.join(places)}) without a gap, and nothing else that it takes."
+        )
+    return given
+
+
+def unwrap(model: Any) -> nn.Module:
+    """The module within ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``, so that sites have their own names.
+
+    Raises:
+        CaptureError: it is no module.
+    """
+    while isinstance(model, nn.Module):
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model._modules["_orig_mod"]
+        else:
+            return model
+    raise CaptureError(
+        f"a model of type {type(model).__name__} is no module; give a trained torch.nn.Module."
+    )
 
 
 def _innermost(model: nn.Module, error: BaseException) -> str:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import logging
+import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pyquant import zoo
-from pyquant.errors import DataError, PyquantError, ShapeError
+from pyquant.capture import FAILURES
+from pyquant.errors import CaptureError, DataError, PyquantError, ShapeError
 from pyquant.files import read_batches
 from pyquant.ops import backend as backends
 from pyquant.pipeline import RECIPES, Recipe, quantize_model
@@ -44,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; no file was written.")
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has seen enough, as in `pyquant show net.pq | head`; rich below 13.8 leaves that to us.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 
@@ -113,16 +122,13 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
 # ---------------------------------------------------------------------------------------------------------------- commands
 def _quantize(args: argparse.Namespace) -> None:
     output = Path(args.output)
-    if not output.parent.is_dir():
-        raise DataError(f"the folder {str(output.parent)!r} does not exist; create it, or write elsewhere.")
-    if output.is_dir():
-        raise DataError(f"--output {str(output)!r} is a folder; give the file to write, such as model.pq.")
+    _check_output(output)
     recipe = recipe_from(args.recipe, args.budget, args.joint)
     bits = dict(_site_bits(item) for item in args.bits)
     model = _load_model(args.model)
     data = _load_data(args.data, args.model)
     begin = time.perf_counter()
-    with progress_bar() as progress:
+    with progress_bar() as progress, _no_dumps():
         q = quantize_model(model, data, recipe, bits=bits, exclude=args.exclude, progress=progress())
     net = deploy(q)
     net.save(output)
@@ -135,20 +141,56 @@ def _quantize(args: argparse.Namespace) -> None:
     )
 
 
+def _check_output(output: Path) -> None:
+    """Find before the work what would fail after it."""
+    if not output.parent.is_dir():
+        raise DataError(f"the folder {str(output.parent)!r} does not exist; create it, or write elsewhere.")
+    if output.is_dir():
+        raise DataError(f"--output {str(output)!r} is a folder; give the file to write, such as model.pq.")
+    if output.exists() and not output.is_file():
+        # Saving replaces what is there, /dev/null too.
+        raise DataError(f"--output {str(output)!r} is no plain file; give a file to write, such as model.pq.")
+    try:
+        # Permissions alone tell root nothing, so a file of the length of name that save takes is made and removed.
+        tempfile.NamedTemporaryFile(dir=output.parent, prefix=f".{output.name}.", suffix=".part").close()
+    except OSError as error:
+        raise DataError(
+            f"--output {str(output)!r} cannot be written: {error.strerror}; write elsewhere."
+        ) from error
+
+
+@contextmanager
+def _no_dumps() -> Iterator[None]:
+    """Keep the graphs that torch.export prints when it fails off stderr; the error says what was wrong."""
+    held, logger = io.StringIO(), logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with redirect_stderr(held):
+            yield
+    except CaptureError:
+        held = io.StringIO()
+        raise
+    finally:
+        logger.setLevel(level)
+        sys.stderr.write(held.getvalue())
+
+
 def _show(args: argparse.Namespace) -> None:
     net = load(args.checkpoint)
     rows = net.describe()
     table = Table()
     for key in rows[0]:
-        # Whole names: they are what --bits and --exclude take.
-        table.add_column(key.replace("_", " "), no_wrap=key == "name")
+        table.add_column(key.replace("_", " "), no_wrap=True)
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
-    console.print(table)
+    # Whole cells, however narrow the terminal: names are what --bits and --exclude take.
+    wide = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    Console(width=max(wide, console.width)).print(table)
     share, sizes = net.share(), net.sizes
     console.print(
-        f"{share['integer']} ops run in integers and {share['float']} in float ({share['share']:.1%} integer), between "
-        f"{share['boundary']} that quantise or dequantise; {sizes['weights']:,} bytes of weight codes, {sizes['total']:,} in all.",
+        f"ops: {share['integer']} in integers, {share['float']} in float ({share['share']:.1%} integer), {share['boundary']} to "
+        f"quantise or dequantise; bytes: {sizes['weights']:,} of weight codes, {sizes['total']:,} in all.",
         highlight=False,
         soft_wrap=True,
     )
@@ -239,22 +281,36 @@ def _site_bits(item: str) -> tuple[str, tuple[int, int]]:
     return site, (int(pair[0]), int(pair[1]))
 
 
+# What somebody else's module or function raises.
+RAISED = (*FAILURES, ImportError, OSError, SyntaxError)
+
+
 def _entry(text: str) -> Any:
-    """Import ``module:function`` and call it; what the function itself raises is its author's to see."""
+    """Import ``module:function`` and call it; a generator is read here, where what it raises can be told."""
     module, _, function = text.partition(":")
     sys.path.insert(0, "")
     try:
         try:
             made = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError, ValueError) as error:
+        except RAISED as error:
             raise DataError(
-                f"{text!r} could not be imported: {error}; write module:function, importable from here."
+                f"{text!r} could not be imported: {_reason(error)}; write module:function, importable from here."
             ) from error
         if not callable(made):
             raise DataError(f"{text!r} is a {type(made).__name__}; name a function without arguments.")
-        return made()
+        try:
+            made = made()
+            return list(made) if isinstance(made, Iterator) else made
+        except RAISED as error:
+            raise DataError(f"{text!r} raised {_reason(error)}; it is called without arguments.") from error
     finally:
         sys.path.remove("")
+
+
+def _reason(error: Exception) -> str:
+    """Type and first line of what somebody else's code raised."""
+    first = str(error).strip().partition("\n")[0].rstrip(".")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def _load_model(name: str) -> torch.nn.Module:

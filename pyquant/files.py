@@ -48,7 +48,7 @@ def read_batches(path: Path) -> list[Tensor]:
     try:
         tensors = readers[path.suffix](path)
     except UNREADABLE as error:
-        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        reason = str(error).partition("\n")[0][:200].rstrip(".") or type(error).__name__
         raise DataError(f"{str(path)!r} could not be read as {path.suffix}: {reason}.") from error
     if not tensors:
         raise DataError(f"{str(path)!r} holds no tensors.")
@@ -86,12 +86,27 @@ def _read_images(folder: Path) -> list[Tensor]:
 
 
 def _read_npz(path: Path) -> list[Tensor]:
+    # numpy takes any other file for a pickle, and advises to allow that.
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is not a .npz of arrays")
+    tensors = []
     with np.load(path, allow_pickle=False) as arrays:
-        return [torch.from_numpy(arrays[name]) for name in arrays.files]
+        for name in arrays.files:
+            try:
+                tensors.append(torch.from_numpy(arrays[name]))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"its {name!r} is no array of numbers that torch has") from error
+    return tensors
 
 
 def _read_pt(path: Path) -> list[Tensor]:
-    item = torch.load(path, weights_only=True)
+    try:
+        item = torch.load(path, weights_only=True)
+    except OSError:
+        raise
+    except UNREADABLE as error:
+        # torch advises to load it with weights_only=False, which would run whatever is in it.
+        raise ValueError("it is not a .pt of tensors alone") from error
     items = (
         list(item.values()) if isinstance(item, dict) else item if isinstance(item, list | tuple) else [item]
     )

@@ -69,6 +69,9 @@ def resolve(target: str) -> Any:
         )
     if target == "aten.getitem":
         return lambda values, index: values[index]
+    if target in ("aten.view.default", "aten._unsafe_view.default"):
+        # Capture drops clones, so what a view reads may not lie in a row.
+        return torch.ops.aten.reshape.default
     name, overload = target.removeprefix("aten.").split(".")
     return getattr(getattr(torch.ops.aten, name), overload)
 

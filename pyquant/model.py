@@ -88,7 +88,7 @@ def prepare(
 
     Args:
         model: the trained model; left unchanged.
-        example: one batch of inputs, ``B`` may be 1.
+        example: one batch of inputs ``[B, ...]`` float32, ``B`` may be 1; one tensor per argument of ``forward``.
         weights: grid of the weights; per output channel with a zero point by default, which is free when the network runs and
             halves the error of many 4-bit depthwise weights. 8 bits have no room for one and stay symmetric.
         inputs: grid of the activations; per tensor, unsigned. Default 8 bits.
@@ -103,16 +103,23 @@ def prepare(
     """
     weights = Grid(8, axis=0, symmetric=False) if weights is None else weights
     inputs = Grid(8, signed=False) if inputs is None else inputs
+    if not isinstance(weights, Grid):
+        raise GridError(f"weights={weights!r} is no grid; use one such as Grid(4, axis=0).")
+    if not isinstance(inputs, Grid):
+        raise GridError(f"inputs={inputs!r} is no grid; use one such as Grid(8, signed=False).")
     if inputs.axis is not None or inputs.signed:
         raise DataError(
             f"activations need a per-tensor unsigned grid, and {inputs} was given; use Grid(bits, signed=False)."
         )
-    graph, state, norms = fold(*capture(model, example))
     if isinstance(exclude, str):
         raise SiteError(f"exclude={exclude!r} is one string; give the names of sites, such as [{exclude!r}].")
+    if not isinstance(exclude, Collection) or not all(isinstance(site, str) for site in exclude):
+        raise SiteError(f"exclude={exclude!r} holds no names of sites; give them, such as ['fc'], or ().")
+    bits = {} if bits is None else bits
+    graph, state, norms = fold(*capture(model, example))
     for site in exclude:
         graph.site(site)
-    check_bits(graph, bits or {})
+    check_bits(graph, bits)
     graph = _exclude(graph, frozenset(exclude) | _without_codes(graph))
     if not graph.sites:
         raise SiteError("the model has no convolution or linear layer left to quantise.")
@@ -126,11 +133,15 @@ def prepare(
         if weights.group_size is not None:
             weights.scale_shape(tuple(state[f"{site}.weight"].shape))
     plan = Plan({site: SiteGrids(weights, inputs) for site in graph.sites})
-    return replace(QModel(graph, state, plan, norms), plan=with_bits(plan, bits or {}))
+    return replace(QModel(graph, state, plan, norms), plan=with_bits(plan, bits))
 
 
-def check_bits(graph: Graph, bits: Mapping[str, Any]) -> None:
-    """Raise SiteError or GridError unless every name is a site's and every value is a pair of bits."""
+def check_bits(graph: Graph, bits: Any) -> None:
+    """Raise SiteError or GridError unless it is a mapping, every name is a site's and every value is a pair of bits."""
+    if not isinstance(bits, Mapping):
+        raise GridError(
+            f"bits={bits!r} is no mapping; give site -> (weight bits, input bits), such as {{'fc': (8, 8)}}."
+        )
     for site, pair in bits.items():
         graph.site(site)
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from pyquant.capture import example_of
 from pyquant.data import load_batches, read_once
 from pyquant.errors import BudgetError, DataError, GridError, SiteError
 from pyquant.grid import Grid
@@ -44,13 +45,18 @@ class Recipe:
     Args:
         name: for reports.
         choices: (weight bits, input bits) that every site may have; one choice needs no allocation.
-        budget: bytes of the weight codes over bytes of the float32 weights, at most; None leaves it open.
+        budget: bytes of the weight codes over bytes of the float32 weights, at most; in (0, 1], None leaves it open.
         max_degradation: the other direction: the least bytes whose predicted degradation stays below this.
         learn: AdaQuant, or round to nearest.
         flow: AdaQuant's: ``"parallel"`` or ``"sequential"``.
         tune_norms, tune_biases: BN tuning, bias tuning.
         ends: bits of the first and the last site, outside the allocation; None leaves them in it.
         method: how activation ranges are placed.
+
+    Raises:
+        GridError: choices or ends that are no pairs of widths from 2 to 8.
+        BudgetError: a budget outside (0, 1], a max_degradation that is not positive, or several choices and nothing to
+            choose by, or one choice and a limit.
     """
 
     name: str
@@ -67,16 +73,29 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.choices:
             raise GridError("a recipe needs at least one (weight bits, input bits) choice.")
-        for weight_bits, input_bits in self.choices:
-            Grid(weight_bits)
-            Grid(input_bits)
+        if not isinstance(self.choices, Sequence) or not all(map(_is_pair, self.choices)):
+            raise GridError(
+                f"choices={self.choices!r} are no pairs; give tuples (weight bits, input bits), such as ((4, 8), (8, 8))."
+            )
+        if self.ends is not None and not _is_pair(self.ends):
+            raise GridError(
+                f"ends={self.ends!r} is no pair; give (weight bits, input bits), such as (8, 8), or None."
+            )
+        for pair in (*self.choices, *([] if self.ends is None else [self.ends])):
+            for width in pair:
+                Grid(width)
         limits = {"budget": self.budget, "max_degradation": self.max_degradation}
         for name, value in limits.items():
-            number = isinstance(value, int | float) and not isinstance(value, bool)
+            number = isinstance(value, Real) and not isinstance(value, bool)
             if value is not None and not (number and 0 < value < float("inf")):
                 raise BudgetError(
                     f"{name}={value!r} makes no sense; give a positive number, such as 0.13 of the float32 bytes."
                 )
+        if self.budget is not None and self.budget > 1:
+            share = float(self.budget)
+            raise BudgetError(
+                f"budget={self.budget} is above 1, the float32 size; {share:g} % is {share / 100:g}."
+            )
         limited = self.budget is not None or self.max_degradation is not None
         if len(self.choices) == 1 and limited:
             raise BudgetError(
@@ -123,6 +142,10 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = {
 }
 
 
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2
+
+
 def _choices(widths, input_bits: int | None) -> tuple[Bits, ...]:
     return tuple((w, w if input_bits is None else input_bits) for w in widths)
 
@@ -155,7 +178,8 @@ def quantize_model(
 
     Args:
         model: a trained model, or one that :func:`prepare` gave.
-        data: a few hundred unlabelled inputs; read once.
+        data: a few hundred unlabelled inputs ``[B, ...]`` float32, as the model takes them: a tensor, or an iterable of
+            batches that are tensors, tuples whose leading tensors are the inputs, or dicts keyed by input names; read once.
         recipe: what to do.
         bits: site -> (weight bits, input bits) for sites pinned outside the allocation.
         exclude: sites that stay float.
@@ -163,7 +187,16 @@ def quantize_model(
 
     Returns:
         The quantised model, ready for ``deploy``.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+        SiteError: a site in ``bits`` or ``exclude`` that the model does not have, or pins that contradict each other.
+        GridError: bits outside 2 to 8.
+        BudgetError: no choice of bits meets the recipe's budget, said before calibration; or its max_degradation.
+        DataError, ShapeError, DTypeError: the data is empty, not finite, or not what the model takes; no recipe.
     """
+    if not isinstance(recipe, Recipe):
+        raise DataError(f"recipe={recipe!r} is no Recipe; give one, such as Recipe.advanced(budget=0.13).")
     if not isinstance(model, QModel):
         data = read_once(data)
         model = prepare(model, example_of(model, data), exclude=exclude)
@@ -174,10 +207,11 @@ def quantize_model(
     q = model
     columns = [torch.cat(column) for column in zip(*load_batches(data, q.graph), strict=True)]
     rows: Any = [tuple(columns)]
-    pins = dict(bits or {})
+    pins = {} if bits is None else bits
+    check_bits(q.graph, pins)
+    pins = {site: (w, a) for site, (w, a) in pins.items()}
     if recipe.ends is not None:
         pins = {q.graph.sites[0]: recipe.ends, q.graph.sites[-1]: recipe.ends} | pins
-    check_bits(q.graph, pins)
     study = examine(q, rows, recipe, pins, progress)
     return assemble(study, rows, recipe, pins, progress)
 
@@ -201,51 +235,30 @@ def quantize(
         recipe: what to do; ``Recipe.advanced(budget=0.13)`` by default.
         bits, exclude, progress: as for :func:`quantize_model`.
         backend, threads: as for :func:`pyquant.runtime.net.deploy`.
-    """
-    q = quantize_model(
-        model, data, recipe or Recipe.advanced(), bits=bits, exclude=exclude, progress=progress
-    )
-    return deploy(q, backend=backend, threads=threads)
 
-
-def example_of(model: nn.Module, data: Any) -> tuple[Tensor, ...]:
-    """The first batch with rows as the arguments of ``model.forward``; labels behind them are left out.
+    Returns:
+        A network that takes what the model takes, float32 ``[B, ...]`` of any ``B``, and gives what it gives.
 
     Raises:
-        DataError: there is no such batch, or it holds too few tensors.
+        PyquantError: as for :func:`quantize_model`; BackendError as for :func:`pyquant.runtime.net.deploy`.
     """
-    names = [
-        p.name
-        for p in inspect.signature(model.forward).parameters.values()
-        if p.default is p.empty and p.kind <= 1
-    ]
-    for batch in [data[:1]] if isinstance(data, Tensor) else data:
-        if isinstance(batch, Mapping):
-            items = [batch[name] for name in names if name in batch]
-        elif isinstance(batch, Sequence) and not isinstance(batch, str):
-            items = list(batch[: len(names)])
-        else:
-            items = [batch]
-        if len(items) < len(names) or not all(isinstance(item, Tensor) and item.dim() for item in items):
-            raise DataError(
-                f"a first batch of type {type(batch).__name__} does not give {type(model).__name__}.forward its {len(names)} inputs "
-                f"({', '.join(names)}); give tensors [B, ...], a tuple of them, or a dict."
-            )
-        if all(item.shape[0] for item in items):
-            return tuple(items)
-    raise DataError("the data is empty; give at least one batch with at least one row.")
+    recipe = Recipe.advanced() if recipe is None else recipe
+    q = quantize_model(model, data, recipe, bits=bits, exclude=exclude, progress=progress)
+    return deploy(q, backend=backend, threads=threads)
 
 
 def examine(
     q: QModel, data: Any, recipe: Recipe, pins: Mapping[str, Bits], progress: Progress | None = None
 ) -> Study:
     """Calibrate, and measure every choice of every site where there is something to choose."""
+    choices = {site: (pins[site],) if site in pins else recipe.choices for site in q.graph.sites}
     widest = (max(w for w, _ in recipe.choices), max(a for _, a in recipe.choices))
     q = replace(q, plan=with_bits(q.plan, {site: pins.get(site, widest) for site in q.graph.sites}))
+    # An infeasible budget is known from the shapes alone: say so before the hours, not after.
+    _budgets(q, recipe, choices)
     q = calibrate(q, data, method=recipe.method)
     if len(recipe.choices) == 1:
         return Study(q, {})
-    choices = {site: (pins[site],) if site in pins else recipe.choices for site in q.graph.sites}
     widths = {site: tuple(sorted({w for w, _ in options})) for site, options in choices.items()}
     if recipe.learn:
         found, rows = candidates(q, data, widths, progress=_stage(progress, "candidates"))
@@ -300,19 +313,30 @@ def allocate(study: Study, recipe: Recipe) -> Allocation:
     }
     table = monotone(table)
     ties = _shared_inputs(q)
-    budgets: dict[str, int] = {}
-    if recipe.budget is not None:
-        whole, least = float_bytes(q), smallest_feasible(table, "weight_bytes", ties)
-        # In decimals, as it was written: 0.145 of 800 bytes are 116.
-        allowed = budgets["weight_bytes"] = int(Fraction(str(recipe.budget)) * whole)
-    if budgets and allowed < least:
+    budgets = _budgets(q, recipe, study.moved)
+    if recipe.max_degradation is not None:
+        return minimise_cost(table, "weight_bytes", recipe.max_degradation, budgets, ties)
+    return minimise_degradation(table, budgets, ties)
+
+
+def _budgets(q: QModel, recipe: Recipe, choices: Mapping[str, Collection[Bits]]) -> dict[str, int]:
+    """The recipe's budget in bytes, by the name of its cost; BudgetError if no choice of bits meets it."""
+    if recipe.budget is None:
+        return {}
+    table = {
+        site: [Choice(w, a, 0.0, {"weight_bytes": weight_bytes(q, site, w)}) for w, a in options]
+        for site, options in choices.items()
+    }
+    # Ties count: where inputs are as wide as weights, a pinned neighbour rules the narrowest weights out.
+    whole, least = float_bytes(q), smallest_feasible(table, "weight_bytes", _shared_inputs(q))
+    # In decimals, as it was written: 0.145 of 800 bytes are 116.
+    allowed = int(Fraction(str(recipe.budget)) * whole)
+    if allowed < least:
         raise BudgetError(
             f"budget={recipe.budget} allows {allowed} bytes of weight codes, of {whole} in float32, and no choice of bits takes "
             f"fewer than {least}; the smallest feasible budget is {math.ceil(Fraction(10_000 * least, whole)) / 10_000}."
         )
-    if recipe.max_degradation is not None:
-        return minimise_cost(table, "weight_bytes", recipe.max_degradation, budgets, ties)
-    return minimise_degradation(table, budgets, ties)
+    return {"weight_bytes": allowed}
 
 
 def weight_bytes(q: QModel, site: str, bits: int) -> int:

@@ -13,10 +13,10 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 
 from pyquant.errors import CaptureError
+from pyquant.exported import FxNode, module_path, shape_of, size_of, where
 from pyquant.graph import Graph, Node
 from pyquant.layers import FLOAT_TARGETS, UNARY
 
-FxNode = Any  # an fx.Node: what its arguments are depends on its target
 METADATA_CHECK = "_assert_tensor_metadata"
 IDENTITIES = ("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "dropout", METADATA_CHECK)
 
@@ -43,7 +43,7 @@ class _Reader:
         self.names: set[str] = set()
         self.norms: set[fx.Node] = set()
         # A module may be called "relu", as the node of a functional ReLU is: modules' names are for sites.
-        self.modules = {_path(node) for node in program.graph.nodes}
+        self.modules = {module_path(node) for node in program.graph.nodes}
 
     def read(self) -> tuple[Graph, dict[str, Tensor]]:
         self._check_outputs()
@@ -56,8 +56,12 @@ class _Reader:
                     continue
                 inputs.append(fx_node.name)
                 dtype = str(fx_node.meta["val"].dtype).removeprefix("torch.")
+                if not fx_node.meta["val"].is_floating_point():
+                    raise CaptureError(
+                        f"input {fx_node.name!r} is {dtype}; programs take float inputs, so quantise the part behind the embedding."
+                    )
                 self._emit(
-                    fx_node, Node(fx_node.name, "input", attrs={"dtype": dtype}, shape=_shape(fx_node))
+                    fx_node, Node(fx_node.name, "input", attrs={"dtype": dtype}, shape=shape_of(fx_node))
                 )
             elif fx_node.op == "output":
                 for item, spec in zip(fx_node.args[0], self.signature.output_specs, strict=True):
@@ -101,7 +105,7 @@ class _Reader:
         value = fx_node.meta.get("val")
         if isinstance(value, Tensor) and value.is_complex():
             raise CaptureError(
-                f"{_where(fx_node)} computes {value.dtype} values; pyquant runs real numbers only."
+                f"{where(fx_node)} computes {value.dtype} values; pyquant runs real numbers only."
             )
         self.nodes.append(node)
         self.names.add(node.name)
@@ -110,23 +114,21 @@ class _Reader:
     def _op(self, node: FxNode, kind: str, inputs: Sequence[fx.Node], attrs: dict[str, Any]) -> None:
         """Emit a node that is no site and has no tensors of its own."""
         values = tuple(self.value[item] for item in inputs)
-        self._emit(node, Node(self._name(node), kind, values, attrs, shape=_shape(node)))
+        self._emit(node, Node(self._name(node), kind, values, attrs, shape=shape_of(node)))
 
     def _call(self, node: FxNode) -> None:
         target = "aten.getitem" if node.target is operator.getitem else str(node.target)
         if target == "aten.sym_size.int":
             if node.args[1] != 0:
                 raise CaptureError(
-                    f"{_where(node)} depends on the size of dimension {node.args[1]}; fix that size."
+                    f"{where(node)} depends on the size of dimension {node.args[1]}; fix that size."
                 )
             self.batch[node] = 1
             return
         if node.target is operator.mul and any(a in self.batch for a in node.args):
             factor, other = node.args if node.args[1] in self.batch else node.args[::-1]
             if not isinstance(factor, int):
-                raise CaptureError(
-                    f"{_where(node)} multiplies batch sizes; use whole multiples of the batch."
-                )
+                raise CaptureError(f"{where(node)} multiplies batch sizes; use whole multiples of the batch.")
             self.batch[node] = factor * self.batch[other]
             return
         short = target.removeprefix("aten.").split(".")[0]
@@ -147,7 +149,7 @@ class _Reader:
 
     def _site_name(self, node: FxNode) -> str:
         """Qualified name of the innermost module, or of the node; ``@k`` from the second call on."""
-        return self._unique(_path(node) or node.name)
+        return self._unique(module_path(node) or node.name)
 
     def _name(self, node: FxNode, suffix: str = "") -> str:
         """Name of a node that is no site: the exporter's, unless a module has it."""
@@ -184,7 +186,9 @@ class _Reader:
             v, h = (0, 0) if padding == "valid" else _pair(padding)
             pads = (v, h, v, h)
         attrs = {"stride": stride, "padding": pads, "dilation": dilation, "groups": groups}
-        self._emit(node, Node(self._site_name(node), "conv2d", (self.value[x],), attrs, params, _shape(node)))
+        self._emit(
+            node, Node(self._site_name(node), "conv2d", (self.value[x],), attrs, params, shape_of(node))
+        )
         return True
 
     def _read_linear(self, node: FxNode) -> bool:
@@ -192,7 +196,7 @@ class _Reader:
         params = self._params(weight=weight, bias=bias)
         if params is None or not self._tensor_args(x):
             return False
-        self._emit(node, Node(self._site_name(node), "linear", (self.value[x],), {}, params, _shape(node)))
+        self._emit(node, Node(self._site_name(node), "linear", (self.value[x],), {}, params, shape_of(node)))
         return True
 
     def _read__native_batch_norm_legit_no_training(self, node: FxNode) -> bool:
@@ -200,9 +204,10 @@ class _Reader:
         params = self._params(weight=weight, bias=bias, mean=mean, var=var)
         if params is None or not self._tensor_args(x):
             return False
-        shape = tuple(int(s) for s in node.meta["val"][0].shape[1:])
         self.norms.add(node)
-        self._emit(node, Node(self._name(node), "batch_norm", (self.value[x],), {"eps": eps}, params, shape))
+        self._emit(
+            node, Node(self._name(node), "batch_norm", (self.value[x],), {"eps": eps}, params, shape_of(x))
+        )
         return True
 
     def _clamp(self, node: FxNode, low: Any, high: Any) -> bool:
@@ -264,8 +269,8 @@ class _Reader:
         return self._avg_pool(node, _pair(window), _pair(stride or window))
 
     def _read_adaptive_avg_pool2d(self, node: FxNode) -> bool:
-        size, out = _size(node.args[0]), node.args[1]
-        if any(s % o for s, o in zip(size[1:], out, strict=True)):
+        size, out = size_of(node.args[0]), node.args[1]
+        if len(size) != 3 or any(s % o for s, o in zip(size[1:], out, strict=True)):
             return False
         window = (size[1] // out[0], size[2] // out[1])
         return self._avg_pool(node, window, window)
@@ -276,24 +281,24 @@ class _Reader:
 
     def _read_mean(self, node: FxNode) -> bool:
         x, dims, keep = _pad_args(node.args[:3], (None, None, False))
-        size = _size(x) if x in self.value else ()
+        size = size_of(x) if x in self.value else ()
         if len(size) != 3 or not dims or sorted(d % 4 for d in dims) != [2, 3] or node.kwargs.get("dtype"):
             return False
         attrs = {"window": size[1:], "stride": size[1:]}
         name = self._name(node, "" if keep else "_pool")
         self._emit(node, Node(name, "avg_pool", (self.value[x],), attrs, shape=(size[0], 1, 1)))
         if not keep:
-            self._emit(node, Node(self._name(node), "flatten", (name,), {}, shape=_shape(node)))
+            self._emit(node, Node(self._name(node), "flatten", (name,), {}, shape=shape_of(node)))
         return True
 
     def _flatten(self, node: FxNode) -> bool:
         """A view or reshape to ``[batch, everything]`` is a flatten; any other stays what it is."""
         x = node.args[0]
-        if not self._tensor_args(x) or len(node.meta["val"].shape) != 2 or not _size(x):
+        if not self._tensor_args(x) or len(node.meta["val"].shape) != 2 or not size_of(x):
             return False
-        if _shape(node) != (math.prod(_size(x)),):
+        if shape_of(node) != (math.prod(size_of(x)),):
             return False
-        if len(_size(x)) == 1:
+        if len(size_of(x)) == 1:
             self.value[node] = self.value[x]
         else:
             self._op(node, "flatten", (x,), {})
@@ -303,7 +308,7 @@ class _Reader:
 
     def _read_pad(self, node: FxNode) -> bool:
         x, pads, mode, value = _pad_args(node.args, (None, None, "constant", None))
-        if mode != "constant" or value or len(_size(x)) != 3 or not self._tensor_args(x):
+        if mode != "constant" or value or len(size_of(x)) != 3 or not self._tensor_args(x):
             return False
         self._op(node, "pad", (x,), {"pads": tuple(pads)})
         return True
@@ -314,7 +319,7 @@ class _Reader:
     def _read_aten(self, node: FxNode, target: str) -> None:
         if target not in FLOAT_TARGETS:
             raise CaptureError(
-                f"{_where(node)} uses {target}, which pyquant cannot run; replace it, or leave it out."
+                f"{where(node)} uses {target}, which pyquant cannot run; replace it, or leave it out."
             )
         tensors: list[fx.Node] = []
         lifted: list[fx.Node] = []
@@ -342,7 +347,7 @@ class _Reader:
                 return [encode(part) for part in item]
             if item is None or isinstance(item, bool | int | float | str):
                 return item
-            raise CaptureError(f"{_where(node)} passes {item!r} to {target}, which has no JSON form.")
+            raise CaptureError(f"{where(node)} passes {item!r} to {target}, which has no JSON form.")
 
         kwargs = {
             k: v
@@ -359,7 +364,9 @@ class _Reader:
         params = {f"p{i}": self.key[item] for i, item in enumerate(lifted)}
         self._emit(
             node,
-            Node(self._name(node), kind, tuple(self.value[t] for t in tensors), attrs, params, _shape(node)),
+            Node(
+                self._name(node), kind, tuple(self.value[t] for t in tensors), attrs, params, shape_of(node)
+            ),
         )
 
 
@@ -370,29 +377,3 @@ def _pad_args(args: Sequence[Any], defaults: Sequence[Any]) -> list[Any]:
 def _pair(item: int | Sequence[int]) -> tuple[int, int]:
     values = [item] if isinstance(item, int) else list(item)
     return (values[0], values[-1])
-
-
-def _shape(node: FxNode) -> tuple[int, ...] | None:
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor):
-        return None
-    return tuple(int(size) for size in value.shape[1:])
-
-
-def _size(node: FxNode) -> tuple[int, ...]:
-    return _shape(node) or ()
-
-
-def _path(node: FxNode) -> str:
-    """Qualified name of the innermost module a node comes from; empty for the top one."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return stack[-1][0].split("@")[0] if stack else ""
-
-
-def _where(node: FxNode) -> str:
-    return module_label(_path(node))
-
-
-def module_label(path: str) -> str:
-    """How messages name a module."""
-    return f"module {path!r}" if path else "the top module"

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pyquant.capture import capture
+from pyquant.capture import capture, example_of
 from pyquant.errors import CaptureError, DataError
 from pyquant.graph import FloatView, run
-from tests.networks import NETWORKS, CalledTwice, build, inputs
+from tests.networks import NETWORKS, CalledTwice, InvertedBottleneck, TwoInputs, build, images, inputs
 
 # Under 20 operations that sum under 200 terms each: float64 rounding stays below 20 * 200 * 2^-53 < 1e-12.
 ROUNDING = 1e-12
@@ -294,3 +294,107 @@ def test_bad_examples(example):
 def test_an_example_of_the_wrong_shape_says_so():
     with pytest.raises(CaptureError, match=r"CalledTwice.*module 'conv'.*channels"):
         capture(CalledTwice(), torch.zeros(1, 4, 6, 6))
+
+
+# --------------------------------------------------------------------------------------- examples
+def test_examples_of_every_kind():
+    model, x, y = InvertedBottleneck(), images(3), torch.zeros(3)
+    for data in ([x], [(x, y)], [[x, y]], [{"y": y, "x": x}], iter([(x, y)]), [(x,), (images(5),)]):
+        example = example_of(model, data)
+        assert isinstance(example, tuple) and len(example) == 1 and torch.equal(example[0], x)
+    assert [t.tolist() for t in example_of(model, x)] == [x[:1].tolist()]
+
+
+def test_examples_of_two_inputs():
+    image, mask = inputs("two_inputs", 2)
+    for batch in ((image, mask), (image, mask, torch.zeros(2)), {"mask": mask, "label": 1, "image": image}):
+        example = example_of(TwoInputs(), [batch])
+        assert len(example) == 2 and torch.equal(example[0], image) and torch.equal(example[1], mask)
+    for batch in (image, (image,), {"image": image}, (image, 1), (image, None)):
+        with pytest.raises(DataError, match=r"does not give TwoInputs.forward its 2 inputs \(image, mask\)"):
+            example_of(TwoInputs(), [batch])
+
+
+def test_arguments_with_a_default_are_not_asked_for():
+    class Scaled(nn.Module):
+        def forward(self, x, scale=2.0, *, shift=0.0):
+            return x * scale + shift
+
+    x, y = images(2), torch.zeros(2)
+    example = example_of(Scaled(), [(x, y)])
+    assert len(example) == 1 and torch.equal(example[0], x)
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = conv()
+
+    def forward(self, x, mask=None, shift=None, *, scale=None):
+        x = self.conv(x)
+        x = x if mask is None else x * mask
+        return x if shift is None else x + shift
+
+
+def test_a_dict_gives_arguments_with_a_default_too():
+    """In the order of forward; a tuple does not, for what follows may be labels."""
+    x, mask, shift = image(), image() * 2, image() * 3
+    for batch, want in (
+        ({"shift": shift, "label": 1, "mask": mask, "x": x}, (x, mask, shift)),
+        ({"mask": mask, "x": x}, (x, mask)),
+        ({"mask": None, "x": x}, (x,)),
+        ((x, mask), (x,)),
+    ):
+        found = example_of(Masked(), [batch])
+        assert len(found) == len(want) and all(map(torch.equal, found, want))
+
+
+@pytest.mark.parametrize("name", ["shift", "scale"])
+def test_a_dict_with_a_gap_is_refused(name):
+    """By position, the shift would be taken for the mask: another network."""
+    words = (
+        rf"Masked\.forward its x, {name}, .* by position; give the first of \(x, mask, shift\) without a gap"
+    )
+    with pytest.raises(DataError, match=words):
+        example_of(Masked(), [{"x": image(), name: image()}])
+
+
+def test_inputs_without_a_name():
+    model, x = Computes(lambda self, x: self.conv(x), conv=conv()), image(2)
+    for data in (x[:1], [x[:1]], [(x[:1],)]):
+        assert [t.tolist() for t in example_of(model, data)] == [x[:1].tolist()]
+    for batch in ((x, x), {"x": x}, ()):
+        with pytest.raises(
+            DataError, match=r"Computes\.forward names no input that it needs, so a batch of type"
+        ):
+            example_of(model, [batch])
+
+
+# --------------------------------------------------------------------------------------- wrappers
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        torch.compile,
+        lambda model: nn.DataParallel(torch.compile(model)),
+        lambda model: torch.compile(nn.DataParallel(model)),
+    ],
+    ids=["parallel", "compiled", "parallel compiled", "compiled parallel"],
+)
+def test_wrappers_are_taken_off(wrap):
+    """Sites have the names of the model's own modules, and the arguments are those of its forward."""
+    model, given = wrap(build("two_inputs")), inputs("two_inputs", 2)
+    example = example_of(model, [(*given, torch.zeros(2))])
+    assert len(example) == 2
+    graph, state = capture(model, example)
+    assert graph.sites == ("first", "second", "head") and graph.inputs == ("image", "mask")
+    assert torch.equal(state["first.weight"], build("two_inputs").first.weight)
+
+
+@pytest.mark.parametrize(
+    "model", [None, lambda x: x, nn.ReLU, "resnet20"], ids=["none", "function", "class", "name"]
+)
+def test_what_is_no_module_is_refused(model):
+    for door in (capture, example_of):
+        with pytest.raises(CaptureError, match=rf"type {type(model).__name__} is no module; give a trained"):
+            door(model, image())

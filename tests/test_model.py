@@ -56,6 +56,24 @@ def test_activation_grids_are_per_tensor_and_unsigned(grid):
         prepare(build("called_twice"), inputs("called_twice", 1), inputs=grid)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "error", "words"),
+    [
+        ({"weights": 4}, GridError, r"weights=4 is no grid; use one such as Grid\(4, axis=0\)"),
+        ({"inputs": 8}, GridError, r"inputs=8 is no grid; use one such as Grid\(8, signed=False\)"),
+        ({"bits": [(4, 8)]}, GridError, r"bits=\[\(4, 8\)\] is no mapping; give site"),
+        ({"bits": []}, GridError, r"bits=\[\] is no mapping"),
+        ({"exclude": None}, SiteError, "exclude=None holds no names of sites"),
+        ({"exclude": [3]}, SiteError, r"exclude=\[3\] holds no names of sites"),
+        ({"exclude": "conv"}, SiteError, "exclude='conv' is one string"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_arguments_of_another_kind(wrong, error, words):
+    with pytest.raises(error, match=words):
+        prepare(build("called_twice"), inputs("called_twice", 1), **wrong)
+
+
 def test_a_group_that_does_not_divide_a_row():
     with pytest.raises(GridError, match="group_size=5 does not divide"):
         prepare(build("called_twice"), inputs("called_twice", 1), weights=Grid(4, axis=0, group_size=5))

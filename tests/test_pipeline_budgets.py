@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from tests.pipeline_cases import packed, widths
 @pytest.fixture(scope="module")
 def study(prepared):
     """What nearest rounding of the ResNet moves, for tests to replace with numbers of their own."""
-    return examine(prepared("resnet"), images(4, side=16), Recipe.nearest(), {})
+    return examine(prepared("resnet"), images(4, side=16), Recipe.nearest(0.5), {})
 
 
 def with_moved(study, recipe, seed):
@@ -163,7 +164,44 @@ def test_pins_that_alone_exceed_the_budget():
         quantize_model(model, x, Recipe.nearest(0.25), bits=dict.fromkeys(sites, (8, 8)))
 
 
+@pytest.mark.parametrize("input_bits", [8, None])
+def test_an_infeasible_budget_is_told_before_calibration(prepared, monkeypatch, input_bits):
+    """With inputs as wide as weights a pin at 8 bits holds its neighbour on the same value at 8 bits, too."""
+    monkeypatch.setattr("pyquant.pipeline.calibrate", lambda *_, **__: pytest.fail("it was calibrated"))
+    q, pins = prepared("resnet"), {"block.downsample.0": (8, 8)}
+    bits = dict.fromkeys(q.graph.sites, 4) | {"block.downsample.0": 8}
+    if input_bits is None:
+        bits["block.conv1"] = 8
+    least, recipe = packed(q, bits), Recipe.nearest(0.14, input_bits)
+    budget = (least - 0.5) / float_bytes(q)
+    for start in (
+        lambda: quantize_model(q, images(4, side=16), replace(recipe, budget=budget), bits=pins),
+        lambda: examine(q, images(4, side=16), replace(recipe, budget=budget), pins),
+    ):
+        with pytest.raises(BudgetError, match=f"fewer than {least}; the smallest feasible budget"):
+            start()
+    with pytest.raises(pytest.fail.Exception, match="it was calibrated"):
+        examine(q, images(4, side=16), replace(recipe, budget=(least + 0.5) / float_bytes(q)), pins)
+
+
 # ------------------------------------------------------------------------------------ nonsense
+@pytest.mark.parametrize("budget", [13, 13.0, np.float32(13)], ids=repr)
+def test_a_budget_in_percent(budget):
+    words = rf"budget={budget} is above 1, the float32 size; 13 % is 0\.13\."
+    with pytest.raises(BudgetError, match=words):
+        Recipe.light(budget)
+    assert Recipe.light(1).budget == 1
+    assert Recipe("x", ((4, 8), (8, 8)), max_degradation=13).max_degradation == 13
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, Fraction])
+def test_budgets_of_other_kinds_of_number(study, kind):
+    """Taken as they are written: a half is a half."""
+    given, want = Recipe.nearest(kind(0.5)), Recipe.nearest(0.5)
+    other = with_moved(study, want, 3)
+    assert allocate(other, given) == allocate(other, want)
+
+
 @pytest.mark.parametrize("field", ["budget", "max_degradation"])
 @pytest.mark.parametrize(
     "value",
@@ -197,6 +235,20 @@ def test_a_recipe_without_choices():
 def test_choices_off_the_grid(pair):
     with pytest.raises(GridError, match="is not a width pyquant has"):
         Recipe("x", ((8, 8), pair), budget=0.5)
+    with pytest.raises(GridError, match="is not a width pyquant has"):
+        Recipe.fixed(4, 8, ends=pair)
+
+
+@pytest.mark.parametrize("choices", [(4, 8), ((8, 8), (8,)), ("48", "88"), 8], ids=repr)
+def test_choices_that_are_no_pairs(choices):
+    with pytest.raises(GridError, match=re.escape(f"choices={choices!r} are no pairs; give tuples")):
+        Recipe("a", choices, budget=0.2)
+
+
+@pytest.mark.parametrize("ends", [8, (8,), (8, 8, 8), "88"], ids=repr)
+def test_ends_that_are_no_pair(ends):
+    with pytest.raises(GridError, match=re.escape(f"ends={ends!r} is no pair; give (weight bits")):
+        Recipe.fixed(4, 8, ends=ends)
 
 
 @pytest.mark.parametrize(

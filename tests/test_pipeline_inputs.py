@@ -8,9 +8,9 @@ from torch import nn
 
 from pyquant.errors import DataError, DTypeError, GridError, PyquantError, ShapeError, SiteError
 from pyquant.model import prepare
-from pyquant.pipeline import RECIPES, Recipe, example_of, quantize, quantize_model
+from pyquant.pipeline import RECIPES, Recipe, quantize, quantize_model
 from pyquant.runtime.net import deploy
-from tests.networks import InvertedBottleneck, TwoInputs, build, images, inputs, settle
+from tests.networks import InvertedBottleneck, build, images, inputs, settle
 from tests.pipeline_cases import same, widths
 
 QUICK = Recipe.nearest(0.25)
@@ -133,35 +133,6 @@ def test_batches_without_rows_are_passed_over(model, want):
     assert same(quantize_model(model, [images(1)[:0], images(10)], QUICK), want)
 
 
-# --------------------------------------------------------------------------------------- examples
-def test_examples_of_every_kind(model):
-    x, y = images(3), torch.zeros(3)
-    for data in ([x], [(x, y)], [[x, y]], [{"y": y, "x": x}], iter([(x, y)]), [(x,), (images(5),)]):
-        example = example_of(model, data)
-        assert isinstance(example, tuple) and len(example) == 1 and torch.equal(example[0], x)
-    assert [t.tolist() for t in example_of(model, x)] == [x[:1].tolist()]
-
-
-def test_examples_of_two_inputs():
-    image, mask = inputs("two_inputs", 2)
-    for batch in ((image, mask), (image, mask, torch.zeros(2)), {"mask": mask, "label": 1, "image": image}):
-        example = example_of(TwoInputs(), [batch])
-        assert len(example) == 2 and torch.equal(example[0], image) and torch.equal(example[1], mask)
-    for batch in (image, (image,), {"image": image}, (image, 1), (image, None)):
-        with pytest.raises(DataError, match=r"does not give TwoInputs.forward its 2 inputs \(image, mask\)"):
-            example_of(TwoInputs(), [batch])
-
-
-def test_arguments_with_a_default_are_not_asked_for():
-    class Scaled(nn.Module):
-        def forward(self, x, scale=2.0, *, shift=0.0):
-            return x * scale + shift
-
-    x, y = images(2), torch.zeros(2)
-    example = example_of(Scaled(), [(x, y)])
-    assert len(example) == 1 and torch.equal(example[0], x)
-
-
 # ------------------------------------------------------------------------------- pins and exclusions
 def test_pins_by_name(ready):
     pins = {"expand": (3, 5), "head": (2, 8)}
@@ -211,6 +182,25 @@ def test_pins_off_the_grid(ready, pair):
 def test_pins_that_are_no_pair(ready, pair):
     with pytest.raises(PyquantError):
         quantize_model(ready, images(2), QUICK, bits={"expand": pair})
+
+
+@pytest.mark.parametrize("recipe", ["light", "", 0.13, Recipe.light], ids=repr)
+def test_what_is_no_recipe(model, recipe):
+    for door in (quantize, quantize_model):
+        with pytest.raises(DataError, match="is no Recipe; give one, such as"):
+            door(model, images(1), recipe)
+
+
+@pytest.mark.parametrize("bits", [["head"], "head", [("head", (8, 8))]], ids=repr)
+def test_pins_that_are_no_mapping(ready, bits):
+    with pytest.raises(GridError, match="is no mapping; give site"):
+        quantize_model(ready, images(2), QUICK, bits=bits)
+
+
+def test_pins_as_lists(ready):
+    """As they come out of a file of JSON."""
+    given = quantize_model(ready, images(4), QUICK, bits={"head": [8, 8]})
+    assert same(given, quantize_model(ready, images(4), QUICK, bits={"head": (8, 8)}))
 
 
 @pytest.mark.parametrize("exclude", ["head", "nowhere"])

@@ -42,6 +42,7 @@ def save(program: Program, path: str | os.PathLike[str], info: Mapping[str, Any]
     Raises:
         CheckpointError: ``info`` has no JSON form, or the file cannot be written.
     """
+    target = _file(path)
     tensors = {f"{op.output}.{role}": tensor for op in program.ops for role, tensor in op.tensors.items()}
     # Tensors of a file may not share memory, as those of a module called twice do.
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
@@ -54,7 +55,7 @@ def save(program: Program, path: str | os.PathLike[str], info: Mapping[str, Any]
         "the header",
     )
     envelope = _canonical({"version": VERSION, "sha256": _header_digest(header), "header": header})
-    _write(Path(path), safetensors.torch.save(tensors, {FORMAT: envelope}))
+    _write(target, safetensors.torch.save(tensors, {FORMAT: envelope}))
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Program, dict[str, Any]]:
@@ -70,7 +71,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Program, dict[str, Any]]:
         CheckpointError: there is no such file, it is truncated, altered, of another format or a newer
             version, or its program makes no sense.
     """
-    path = Path(path)
+    path = _file(path)
     tensors, metadata = _read(path)
     if FORMAT not in metadata:
         raise CheckpointError(f"{path} is a safetensors file of another format; give one that pyquant saved.")
@@ -125,6 +126,12 @@ def digest(tensor: Tensor) -> str:
 
 
 # --------------------------------------------------------------------------------------------------- the file
+def _file(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike) or not Path(path).name:
+        raise CheckpointError(f"{path!r} names no file; give a path such as 'model.pq'.")
+    return Path(path)
+
+
 def _write(path: Path, data: bytes) -> None:
     """Write aside, then rename: a reader sees the old file or the new one, never a part."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")

@@ -99,7 +99,7 @@ class CpuExecutor:
         dtype = torch.uint8 if self.program.values[name].kind == "codes" else torch.float32
         if x.dtype != dtype:
             raise DTypeError(f"the float node {name!r} gave {x.dtype}; the program says {dtype}.")
-        return x.contiguous()
+        return x.resolve_neg().contiguous()
 
     @staticmethod
     def _empty(value: Value, batch: int) -> Tensor:
@@ -132,7 +132,7 @@ class CpuExecutor:
                 )
             if x.shape[0] == 0:
                 raise ShapeError(f"input {name!r} holds an empty batch; give at least one sample.")
-        return [x.contiguous() for x in inputs]
+        return [x.resolve_neg().contiguous() for x in inputs]
 
     # ---------------------------------------------------------------------------------------- splitting
     def _split(self) -> tuple[Region, ...]:

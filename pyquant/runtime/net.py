@@ -6,12 +6,13 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyquant.errors import BackendError, DTypeError, ShapeError
+from pyquant.errors import BackendError, DataError, DTypeError, ShapeError
 from pyquant.model import QModel
 from pyquant.ops import backend as backends
 from pyquant.runtime import checkpoint
@@ -42,11 +43,13 @@ class Net:
         backend: ``"auto"``, ``"cpu"`` or ``"reference"``; all give the same bytes.
         threads: threads of a call on the cpu backend; None takes torch's number.
 
+    A copy or a pickle takes the program along and chooses its backend anew, where it is opened.
+
     Attributes:
         choice: which backend serves, and why; ``str(net.choice)`` is one line.
 
     Raises:
-        BackendError: the pinned backend cannot serve the program here, or ``threads`` is below 1.
+        BackendError: the pinned backend cannot serve the program here, or ``threads`` is no whole number above 0.
     """
 
     def __init__(
@@ -57,12 +60,14 @@ class Net:
         backend: str = "auto",
         threads: int | None = None,
     ) -> None:
-        if threads is not None and threads < 1:
+        # bool is an int to Python, and nobody's number of threads.
+        if threads is not None and (not isinstance(threads, int) or threads is True or threads < 1):
             raise BackendError(
-                f"threads={threads} makes no sense; use 1 or more, or None for torch's number."
+                f"threads={threads!r} makes no sense; give a whole number from 1, or leave it out for torch's number."
             )
         self.program = program
         self.info: dict[str, Any] = dict(info or {})
+        self.backend = backend
         self.threads = threads
         self.choice = backends.choose("program", "cpu", backend)
         try:
@@ -74,6 +79,19 @@ class Net:
                 backends.choose("program", "cpu", "reference"), why=f"the cpu backend cannot: {error}"
             )
             self._executor = self.choice.kernel(program, threads)
+
+    def __repr__(self) -> str:
+        values, ops = self.program.values, self.program.ops
+        inputs = ", ".join(
+            f"{name} [{', '.join(map(str, ('B', *values[name].shape)))}]" for name in self.program.inputs
+        )
+        sites = sum(op.kind == "conv" for op in ops)
+        backend, total = self.choice.backend, self.sizes["total"]
+        return f"Net({inputs}; ops: {len(ops)}; sites: {sites}; backend: {backend}; bytes: {total:,})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The executor holds handles of the engine, which only this process knows.
+        return partial(type(self), backend=self.backend, threads=self.threads), (self.program, self.info)
 
     def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run one batch.
@@ -206,9 +224,14 @@ def deploy(q: QModel, *, backend: str = "auto", threads: int | None = None) -> N
         The network; ``info["plan"]`` holds (weight bits, input bits) of every site.
 
     Raises:
-        DataError: the model is not calibrated. GridError, BackendError: it has no integer form.
+        DataError: ``q`` is no such model, or not calibrated. GridError, BackendError: it has no integer form.
         CheckpointError: its program makes no sense, which a scale that exploded can cause.
     """
+    if not isinstance(q, QModel):
+        raise DataError(
+            f"deploy takes what prepare and calibrate return, and a {type(q).__name__} was given."
+        )
+    q.check_calibrated("deploy")
     program = lower(q)
     validate(program)
     plan = {site: [grids.weight.bits, grids.input.bits] for site, grids in q.plan.items()}

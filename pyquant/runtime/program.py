@@ -18,7 +18,9 @@ max_pool       codes -> codes. ``window, stride, padding``.
 lookup         codes -> codes. Tensor ``table`` ``[256]`` uint8.
 flatten        codes ``(H, W, C)`` -> ``(1, 1, H W C)``: the same bytes.
 dequantize     codes -> float. ``scale, zero_point``; the layouts of quantize, backwards.
-aten           floats -> float. ``target``, ``args``, ``kwargs``: a whitelisted ATen op with JSON arguments, run by torch.
+aten           floats -> float. ``op`` names a float layer, and ``attrs`` are its attributes; for ``op`` "aten" or "unary" these are
+               ``target, args, kwargs``: a whitelisted ATen op with JSON arguments, run by torch. The shape of a value
+               whose first dimension is not the batch is empty.
 =============  =====================================================================================================
 """
 

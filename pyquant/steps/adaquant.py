@@ -123,6 +123,7 @@ def candidates(
         for group in site_groups(q, cache_bytes):
             moments = parallel_moments(q, used, group)
             for site in group:
+                _check_finite(site, moments[site])
                 for bits in widths[site]:
                     grid = q.plan[site].weight.with_bits(bits)
                     rounded, bias = _solve(
@@ -144,6 +145,7 @@ def solve_site(q: QModel, site: str, grid: Grid, fit: Moments, held: Moments) ->
     The closed form is tried at every damping, gradient descent at the one that suited it. Nearest is among them, and stays if
     nothing beats it.
     """
+    _check_finite(site, fit, held)
     weight = q.state[f"{site}.weight"]
     objectives = {damping: Objective.of(fit, weight, damping) for damping in DAMPINGS}
     shape = objectives[DAMPING].weight.shape
@@ -167,6 +169,13 @@ def solve_site(q: QModel, site: str, grid: Grid, fit: Moments, held: Moments) ->
     best = min(tried, key=lambda name: tried[name].error)
     weights = _site_weights(q, site, grid, tried[best].rounded, tried[best].bias)
     return SiteResult(weights, best, damping, tried[best].error, tried["nearest"].error)
+
+
+def _check_finite(site: str, *parts: Moments) -> None:
+    if not all(bool(torch.isfinite(m.h).all() and torch.isfinite(m.t).all()) for m in parts):
+        raise DataError(
+            f"what site {site!r} reads or gives is too large to square in float32; scale the inputs as the model was trained on."
+        )
 
 
 class _Tried(NamedTuple):

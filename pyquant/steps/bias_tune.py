@@ -57,10 +57,12 @@ def bias_tune(
             with torch.enable_grad():
                 now = outputs(q.graph, QuantView(_with(q, biases)), fit[i])
                 loss = total_divergence(fit_targets[i], now).mean()
-                gradients = torch.autograd.grad(loss, list(biases.values()))
+                gradients = torch.autograd.grad(loss, list(biases.values()), allow_unused=True)
             step += 1
             rate = RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
             for site, gradient in zip(biases, gradients, strict=True):
+                if gradient is None:  # such as a site behind a comparison
+                    continue
                 scaled = gradient * unit[site]
                 first[site].lerp_(scaled, 0.1)
                 second[site].lerp_(scaled.square(), 0.01)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pyquant.data import load_batches
+from pyquant.errors import DataError
 from pyquant.graph import FloatView, run
 from pyquant.model import QModel, nearest_weights, value_grids, with_ranges
 from pyquant.quantizer import Observation, merge, observe
@@ -19,12 +20,21 @@ def calibrate(q: QModel, data: Any, *, method: str = "mse") -> QModel:
 
     Args:
         q: a prepared model.
-        data: unlabelled inputs, anything :func:`pyquant.data.load_batches` takes.
+        data: unlabelled inputs ``[B, ...]`` float32, as the model takes them, in any form that
+            :func:`pyquant.data.load_batches` takes.
         method: ``"minmax"``, ``"mean_minmax"`` (the paper's) or ``"mse"`` (least squared error).
 
     Returns:
         A model with ranges and weights: round-to-nearest quantization, ready to run or to improve.
+
+    Raises:
+        DataError: no prepared model, an unknown method, data that is empty, or values that are not finite.
+        ShapeError, DTypeError: data that the model does not take.
     """
+    if not isinstance(q, QModel):
+        raise DataError(
+            f"calibrate takes what prepare returns, and a {type(q).__name__} was given; call prepare(model, example) first."
+        )
     batches = load_batches(data, q.graph)
     wanted = frozenset(regions(q.graph).quantized)
     seen: dict[str, Observation] = {}

@@ -313,6 +313,16 @@ def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "folder") == []
 
 
+@pytest.mark.parametrize("path", [None, 3, b"net.pq", ["net.pq"], "", Path()])
+def test_what_names_no_file(path: Any) -> None:
+    for attempt in (lambda: load(path), lambda: save(program(CASE), path, {})):
+        with pytest.raises(
+            CheckpointError, match=r"^[^\n]* names no file; give a path such as 'model.pq'\.$"
+        ) as caught:
+            attempt()
+        assert repr(path) in str(caught.value)
+
+
 @pytest.mark.parametrize("info", [{"x": torch.zeros(1)}, {"x": {1: 2}}, {"x": [object()]}, {"x": {1, 2}}])
 def test_info_without_a_json_form(info: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no JSON form.*\.$"):

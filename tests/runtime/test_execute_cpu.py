@@ -173,6 +173,14 @@ def test_a_float_op_may_give_a_view() -> None:
     assert_same_bytes(CpuExecutor(program)(*inputs), ReferenceExecutor(program)(*inputs))
 
 
+def test_an_input_may_be_a_lazy_negative() -> None:
+    """Its memory holds the values with the other sign."""
+    program, inputs, want = network(2)
+    negative = [torch._neg_view(-x) for x in inputs]
+    assert all(x.is_neg() for x in negative)
+    assert_same_bytes(CpuExecutor(program)(*negative), want)
+
+
 # ------------------------------------------------------------------------------------------ threads and forks
 def test_concurrent_callers_get_the_same_bytes() -> None:
     program, inputs, want = network(2)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,11 +113,13 @@ def test_backends_that_cannot_serve(backend: str) -> None:
     sentence(caught)
 
 
+@pytest.mark.parametrize("threads", [0, -1, "2", 2.5, True, False])
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_no_threads(backend: str) -> None:
+def test_no_number_of_threads(backend: str, threads: Any) -> None:
     with pytest.raises(BackendError) as caught:
-        Net(program(CASE), backend=backend, threads=0)
-    sentence(caught, "threads=0")
+        Net(program(CASE), backend=backend, threads=threads)
+    sentence(caught, f"threads={threads!r} ")
+    assert "None" not in str(caught.value)
 
 
 @needs_cpu
@@ -136,7 +142,14 @@ def test_auto_moves_on_and_a_pinned_backend_does_not() -> None:
 def test_uncalibrated_models() -> None:
     with pytest.raises(DataError) as caught:
         deploy(prepare(nn.Conv2d(3, 4, 3), images(1)))
-    sentence(caught)
+    sentence(caught, "deploy needs a calibrated model")
+
+
+@pytest.mark.parametrize("model", [nn.Conv2d(3, 4, 3), None, "net.pq"])
+def test_what_is_no_prepared_model(model: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        deploy(model)
+    sentence(caught, "deploy takes what prepare and calibrate return", type(model).__name__)
 
 
 # ----------------------------------------------------------------------------------------------------- files
@@ -151,7 +164,39 @@ def test_save_and_load(tmp_path: Path) -> None:
         load(tmp_path / "none.pq")
 
 
+@pytest.mark.parametrize("move", [copy.deepcopy, copy.copy, lambda net: pickle.loads(pickle.dumps(net))])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_copies_and_pickles_run(move: Callable[[Net], Net], backend: str) -> None:
+    net = deploy(quantized("residual_blocks-excluded"), backend=backend, threads=1)
+    again = move(net)
+    assert again is not net and (again.choice, again.threads, again.info) == (net.choice, 1, net.info)
+    assert again.backend == backend and again.sizes == net.sizes
+    assert same_bytes(again(images(2)), net(images(2)))
+
+
+def test_a_deep_copy_shares_no_weights() -> None:
+    net = deploy(quantized(CASE), backend="reference")
+    want = net(images(2))
+    again = copy.deepcopy(net)
+    for op in again.program.ops:
+        for tensor in op.tensors.values():
+            tensor.zero_()
+    assert same_bytes(net(images(2)), want)
+
+
 # --------------------------------------------------------------------------------------------------- figures
+def test_repr() -> None:
+    net = net_of("two_inputs-w8a8")
+    ops = net.program.ops
+    sites = sum(op.kind == "conv" for op in ops)
+    shapes = {name: [str(n) for n in net.program.values[name].shape] for name in net.program.inputs}
+    inputs = ", ".join(f"{name} [{', '.join(['B', *shape])}]" for name, shape in shapes.items())
+    want = (
+        f"Net({inputs}; ops: {len(ops)}; sites: {sites}; backend: reference; bytes: {net.sizes['total']:,})"
+    )
+    assert repr(net) == want and len(shapes) == 2 and "\n" not in want
+
+
 def test_sizes() -> None:
     net = net_of("residual_blocks-excluded")
     weights = {"0": 27 * 6, "2.conv1": 54 * 6, "3.conv2": 54 * 6, "6": 60}

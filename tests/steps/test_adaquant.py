@@ -200,3 +200,9 @@ def test_bad_arguments(coarse, data):
         adaquant(replace(coarse, weights={}), data)
     with pytest.raises(DataError, match="empty"):
         adaquant(coarse, [])
+
+
+def test_inputs_too_large_to_square_are_named(data):
+    q = calibrate(prepare(settle(InvertedBottleneck()), data[:1]), data * 1e25)
+    with pytest.raises(DataError, match="site 'reduce' reads or gives is too large to square"):
+        adaquant(q, data * 1e25)

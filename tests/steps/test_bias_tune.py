@@ -180,3 +180,19 @@ def test_every_output_counts(prepared):
     right, wrong, now = (m.weights["vector"].bias for m in (q, given, tuned))
     assert (now - right).norm() < (wrong - right).norm()
     assert tuned.log[-1]["after"] < tuned.log[-1]["before"]
+
+
+def test_a_site_without_a_gradient_keeps_its_bias(data):
+    """Behind a comparison, no bias has a gradient."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.a(x) * (self.b(x) > 0).float()
+
+    q = calibrate(prepare(settle(Masked()), data[:1]), data)
+    tuned = bias_tune(q, data)
+    assert torch.equal(tuned.weights["b"].bias, q.weights["b"].bias)

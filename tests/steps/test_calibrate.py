@@ -94,6 +94,11 @@ def test_values_that_overflow_are_named():
         calibrate(q, torch.full((1, 3, 6, 6), 3e38))
 
 
+def test_a_module_is_not_yet_prepared():
+    with pytest.raises(DataError, match="calibrate takes what prepare returns, and a CalledTwice was given"):
+        calibrate(build("called_twice"), inputs("called_twice", 1))
+
+
 def test_bad_arguments(prepared):
     with pytest.raises(DataError, match="range method 'percentile'"):
         calibrate(prepared("called_twice"), inputs("called_twice", 1)[0], method="percentile")

@@ -41,8 +41,12 @@ class Objective:
         noise = 2.0**-22 * h.shape[-1] * raw
         # A dead group has no power of its own: some of the others', or any at all, keeps it solvable.
         pull = (damping * power).clamp(min=max(damping * 1e-4 * power.max().item(), noise) or damping)
-        h = h + torch.diag_embed(pull[:, None].expand_as(diagonal))
-        return Objective(w, h, t + pull[:, None, None] * w)
+        damped = h + torch.diag_embed(pull[:, None].expand_as(diagonal))
+        # Noise can be larger still, as where all rows are alike.
+        while (unsound := torch.linalg.cholesky_ex(damped).info > 0).any():
+            pull = torch.where(unsound, 4 * pull, pull)
+            damped = h + torch.diag_embed(pull[:, None].expand_as(diagonal))
+        return Objective(w, damped, t + pull[:, None, None] * w)
 
     def value(self, weight: Tensor) -> Tensor:
         """The objective of dequantised weights ``[G, n, K]``, up to a constant; ``[G, n]``."""

@@ -7,7 +7,7 @@ from pyquant.graph import Node
 from pyquant.grid import Grid
 from pyquant.moments import gather
 from pyquant.steps.rounding.gptq import feed_back
-from pyquant.steps.rounding.objective import DAMPING, Objective, Rounded, nearest, refit_scale
+from pyquant.steps.rounding.objective import DAMPING, DAMPINGS, Objective, Rounded, nearest, refit_scale
 from tests.steps.rounding.problems import GRIDS, grouped_scales, moments, on_grid, problem
 
 
@@ -94,3 +94,19 @@ def test_fewer_rows_than_inputs_leave_it_solvable(rows):
         assert (torch.linalg.eigvalsh(objective.h) > 0).all()
         scale, zero = torch.full((1, 4, 1), 0.4), torch.zeros(1, 4, 1)
         assert on_grid(feed_back(objective, scale, zero, GRIDS[0]), GRIDS[0])
+
+
+@pytest.mark.parametrize(("value", "seed"), [(0.0, 0), (0.1, 0), (1.0, 0), (1.0, 1), (1e-20, 0)])
+def test_rows_that_are_all_alike_leave_it_solvable(value, seed):
+    """Their covariance is rounding noise, of either sign."""
+    node = Node("site", "linear", ("x",))
+    generator = torch.Generator().manual_seed(seed)
+    x = value * torch.rand(72, generator=generator).expand(3000, 72)
+    weight = torch.randn(8, 72, generator=generator)
+    found = gather(node, x, x @ weight.T, (1, 1))
+    for damping in DAMPINGS:
+        objective = Objective.of(found, weight, damping)
+        assert (torch.linalg.eigvalsh(objective.h) > 0).all()
+        scale = objective.weight.abs().amax(-1, keepdim=True) / 7
+        rounded = feed_back(objective, scale, torch.zeros_like(scale), Grid(4, axis=0))
+        assert torch.isfinite(rounded.codes).all()
