@@ -306,7 +306,7 @@ REFUSED = {
     "output is a pipe": (small("-o", "pipe"), "'pipe' is no plain file"),
     # Not even root may write there, and it is found before the data is looked for.
     "output not writable": (small("-o", "/proc/self/net.pq", "--data", "gone.npz"), "'/proc/self"),
-    "output name": (small("-o", "n" * 250), "cannot be written", "File name too long"),
+    "output name": (small("-o", "n" * 250, "--data", "gone.npz"), "cannot be written", "File name too long"),
     "no data": (["quantize", "small:model", "-o", "net.pq"], "--data"),
     "data function": (small("--data", "small:nothing"), "nothing"),
     "data number": (small("--data", "small:number"), "int", "batches"),

@@ -3,6 +3,7 @@
 import io
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -98,6 +99,12 @@ def test_altered_bytes_of_a_compressed_archive(tmp_path):
     data[start] = 0xFF  # no such kind of deflate block
     path.write_bytes(data)
     refused(path, "could not be read")
+
+
+def test_a_reason_that_ends_in_a_dot_gets_no_second(tmp_path, monkeypatch):
+    write_safetensors(tmp_path / "data.safetensors")
+    monkeypatch.setattr(safetensors.torch, "load_file", Mock(side_effect=OSError("It is gone.")))
+    refused(tmp_path / "data.safetensors", "could not be read as .safetensors: It is gone.")
 
 
 def test_code_in_a_pt_is_never_run(tmp_path):
