@@ -1,101 +1,109 @@
 // Convolution and matrix product on a register tile of output pixels x panels of 16 channels. Written once; each
 // instruction set's file includes it behind its own Lanes.
 #pragma once
+#include <utility>
+
 #include "cpu/epilogue.h"
 #include "cpu/kernels.h"
 
 namespace pyquant {
 namespace {
 
-// One tile: every step broadcasts four codes of each pixel against four weights of each channel.
+// Weights are fetched so far ahead of their use: a panel comes from L2 or beyond, for all panels seldom fit in L1.
+constexpr int64_t kWeightsAhead = 512;
+
+// Step D of some that are done together: broadcasts four codes of each pixel against four weights of each channel.
+template <int D, int R, int P>
+inline __attribute__((always_inline)) void conv_step(Lanes::Ints (&acc)[R][P], const uint8_t* const (&x)[R], int64_t k,
+                                                     const int8_t* w, int64_t panel_bytes) {
+  w += D * kLanes * 4;
+  Lanes::Weights now[P];
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+    now[p] = Lanes::load_weights(w + p * panel_bytes);
+    __builtin_prefetch(w + p * panel_bytes + kWeightsAhead);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) Lanes::dot_row<4 * D>(acc[r], x[r], k, now);
+}
+
+template <int R, int P, size_t... D>
+inline __attribute__((always_inline)) void conv_steps(Lanes::Ints (&acc)[R][P], const uint8_t* const (&x)[R],
+                                                      const int8_t* w, int64_t k, int64_t panel_bytes,
+                                                      std::index_sequence<D...>) {
+  (conv_step<static_cast<int>(D)>(acc, x, k, w, panel_bytes), ...);
+}
+
+// `sums` holds R * P * 16 integers. It is the caller's, for an aligned array here would cost a register that a pointer wants.
 template <int R, int P>
-void conv_tile(const ConvLayer& layer, const ConvPixels& pixels, int64_t first, int64_t panel) {
+void conv_tile(const ConvLayer& layer, const ConvPixels& pixels, int64_t first, int64_t panel, int32_t* sums) {
   const int64_t panel_bytes = layer.segments * layer.steps * (kLanes * 4);
   const int8_t* w = layer.weight + panel * panel_bytes;
   Lanes::Ints acc[R][P];
-#pragma GCC unroll 8
+#pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
     const Lanes::Ints seed = Lanes::load_ints(layer.seed + (panel + p) * kLanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) acc[r][p] = seed;
   }
   for (int64_t s = 0; s < layer.segments; ++s) {
     const uint8_t* x[R];
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) x[r] = pixels.x[first + r] + layer.segment_offset[s];
-    for (int64_t k = 0; k < 4 * layer.steps; k += 4) {
-      Lanes::Weights now[P];
-      for (int p = 0; p < P; ++p) now[p] = Lanes::load_weights(w + p * panel_bytes);
-      for (int r = 0; r < R; ++r) {
-        const Lanes::Broadcast four = Lanes::broadcast(x[r] + k);
-        for (int p = 0; p < P; ++p) acc[r][p] = Lanes::dot(acc[r][p], four, now[p]);
-      }
-      w += kLanes * 4;
+    // Counted by turns, so that nothing but `k` has to stay in a register beside the pointers.
+    int64_t k = 0;
+    for (int64_t turns = layer.steps / Lanes::kSteps; turns > 0; --turns) {
+      conv_steps(acc, x, w, k, panel_bytes, std::make_index_sequence<Lanes::kSteps>());
+      k += 4 * Lanes::kSteps;
+      w += 4 * Lanes::kSteps * kLanes;
+    }
+    for (int64_t left = layer.steps % Lanes::kSteps; left > 0; --left, k += 4, w += 4 * kLanes) {
+      conv_step<0>(acc, x, k, w, panel_bytes);
     }
   }
-  const Requantise requantise(layer.epilogue);
-#pragma GCC unroll 8
+  // Through memory: the ports that store are idle, and the epilogue then is one function for tiles of all sizes.
+#pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
-    const int64_t channel = (panel + p) * kLanes;
-    const int64_t n = layer.channels - channel < kLanes ? layer.channels - channel : kLanes;
-    const Affine affine(layer.epilogue, channel);
-    // One unrolled loop for each kind of result: a branch inside would send the accumulators through memory.
-    void* const* y = pixels.y + first;
-    if (pixels.to_float) {
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) Lanes::store_floats(static_cast<float*>(y[r]) + channel, affine(acc[r][p]), n);
-    } else if (pixels.residual != nullptr) {
-      const uint8_t* const* residual = pixels.residual + first;
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        requantise.store(requantise.add_residual(affine(acc[r][p]), residual[r] + channel),
-                         static_cast<uint8_t*>(y[r]) + channel, n);
-      }
-    } else if (n == kLanes) {
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) requantise.store(affine(acc[r][p]), static_cast<uint8_t*>(y[r]) + channel, kLanes);
-    } else {
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) requantise.store(affine(acc[r][p]), static_cast<uint8_t*>(y[r]) + channel, n);
-    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) Lanes::store_ints(sums + (p * R + r) * kLanes, acc[r][p]);
   }
+  for (int p = 0; p < P; ++p) finish_panel(layer, pixels, first, R, panel + p, sums + p * R * kLanes);
 }
 
-using TileFunction = void (*)(const ConvLayer&, const ConvPixels&, int64_t, int64_t);
+using TileFunction = void (*)(const ConvLayer&, const ConvPixels&, int64_t, int64_t, int32_t*);
 
-template <int P>
-TileFunction tile_of(int64_t rows) {
-  static constexpr TileFunction kTiles[7] = {
-      conv_tile<1, P>,
-      conv_tile<2, P>,
-      conv_tile<3, P>,
-      conv_tile<4, P>,
-      conv_tile<(Lanes::kRows < 5 ? 1 : 5), P>,
-      conv_tile<(Lanes::kRows < 6 ? 1 : 6), P>,
-      conv_tile<(Lanes::kRows < 7 ? 1 : 7), P>,
-  };
+template <int P, size_t... R>
+TileFunction tile_of(int64_t rows, std::index_sequence<R...>) {
+  static constexpr TileFunction kTiles[] = {conv_tile<static_cast<int>(R) + 1, P>...};
   return kTiles[rows - 1];
 }
 
 template <int P>
 void conv_panels(const ConvLayer& layer, const ConvPixels& pixels, int64_t panel) {
   // Tiles of nearly equal height: a last tile of one row would waste most of its time waiting for its own results.
-  const int64_t tiles = (pixels.count + Lanes::kRows - 1) / Lanes::kRows;
+  constexpr int64_t kRows = Lanes::rows(P);
+  constexpr auto kHeights = std::make_index_sequence<kRows>();
+  const int64_t tiles = (pixels.count + kRows - 1) / kRows;
   const int64_t short_rows = pixels.count / tiles;
   const int64_t tall_tiles = pixels.count % tiles;
+  alignas(64) int32_t sums[kRows * P * kLanes];
   int64_t first = 0;
   if (tall_tiles > 0) {
-    const TileFunction tall = tile_of<P>(short_rows + 1);
-    for (int64_t t = 0; t < tall_tiles; ++t, first += short_rows + 1) tall(layer, pixels, first, panel);
+    const TileFunction tall = tile_of<P>(short_rows + 1, kHeights);
+    for (int64_t t = 0; t < tall_tiles; ++t, first += short_rows + 1) tall(layer, pixels, first, panel, sums);
   }
-  const TileFunction low = tile_of<P>(short_rows);
-  for (; first < pixels.count; first += short_rows) low(layer, pixels, first, panel);
+  const TileFunction low = tile_of<P>(short_rows, kHeights);
+  for (; first < pixels.count; first += short_rows) low(layer, pixels, first, panel, sums);
 }
 
 void conv(const ConvLayer& layer, const ConvPixels& pixels, int64_t panel_begin, int64_t panel_end) {
   if (pixels.count == 0) return;
   int64_t panel = panel_begin;
-  for (; panel + Lanes::kPanels <= panel_end; panel += Lanes::kPanels)
-    conv_panels<Lanes::kPanels>(layer, pixels, panel);
+  if constexpr (Lanes::kPanels == 2) {
+    // An odd number of panels ends with three at once: one alone would load as much for half the products.
+    for (; panel_end - panel >= 4 || panel_end - panel == 2; panel += 2) conv_panels<2>(layer, pixels, panel);
+    if (panel_end - panel == 3) conv_panels<3>(layer, pixels, panel), panel += 3;
+  }
   for (; panel < panel_end; ++panel) conv_panels<1>(layer, pixels, panel);
 }
 

@@ -10,7 +10,8 @@ namespace {
 
 struct Lanes {
   // 4 pixels x 1 panel: 8 accumulators, 4 registers of weights and 2 of activations out of 16.
-  static constexpr int kRows = 4;
+  static constexpr int rows(int) { return 4; }
+  static constexpr int kSteps = 1;
   static constexpr int kPanels = 1;
   static constexpr int kColumns = 4;
 
@@ -33,6 +34,10 @@ struct Lanes {
   static __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
   static Ints load_ints(const int32_t* p) { return {load(p), load(p + 8)}; }
+  static void store_ints(int32_t* p, Ints v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v.low);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), v.high);
+  }
   static Ints set_int(int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
   static Ints add_ints(Ints a, Ints b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
   static Ints sub_ints(Ints a, Ints b) { return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)}; }
@@ -54,6 +59,12 @@ struct Lanes {
       _mm_store_si128(reinterpret_cast<__m128i*>(all), bytes);
       __builtin_memcpy(p, all, static_cast<size_t>(n));
     }
+  }
+
+  // Sixteen codes to each of four rows.
+  static void store_four(uint8_t* const* rows, int64_t channel, const Floats (&v)[4], const Floats& low,
+                         const Floats& high, const Ints& zero) {
+    for (int r = 0; r < 4; ++r) store_codes(rows[r] + channel, add_ints(round(clamp(v[r], low, high)), zero), 16);
   }
 
   static Floats load_floats(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -121,6 +132,10 @@ struct Lanes {
   static Ints dot(Ints acc, Broadcast x, const Weights& w) {
     return {sum_products(acc.low, x.even, w.low_even, x.odd, w.low_odd),
             sum_products(acc.high, x.even, w.high_even, x.odd, w.high_odd)};
+  }
+  template <int D>
+  static void dot_row(Ints (&acc)[1], const uint8_t* x, int64_t k, const Weights (&w)[1]) {
+    acc[0] = dot(acc[0], broadcast(x + k + D), w[0]);
   }
 
   static Columns load_columns(const uint8_t* p) { return {load(p), load(p + 32)}; }

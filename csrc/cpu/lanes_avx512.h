@@ -12,9 +12,12 @@ namespace pyquant {
 namespace {
 
 struct Lanes {
-  // The register tile of a convolution: pixels x panels. 14 accumulators; gcc spills from 16 on.
-  static constexpr int kRows = 7;
+  // The register tile of a convolution: pixels x panels, 24 accumulators. Tall tiles read each weight less often, wide
+  // ones each code; three panels are for what two leave over.
+  static constexpr int rows(int panels) { return panels == 3 ? 8 : 12; }
   static constexpr int kPanels = 2;
+  // Steps in one turn of the loop: what the loop itself costs competes with the products for two ports.
+  static constexpr int kSteps = 4;
   // Output columns that a depthwise kernel keeps in flight: covers vpdpbusd's latency, and divides the usual widths.
   static constexpr int kColumns = 7;
 
@@ -25,6 +28,7 @@ struct Lanes {
   using Columns = __m512i;
 
   static Ints load_ints(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static void store_ints(int32_t* p, Ints v) { _mm512_storeu_si512(p, v); }
   static Ints set_int(int32_t v) { return _mm512_set1_epi32(v); }
   static Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
   static Ints sub_ints(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
@@ -42,6 +46,27 @@ struct Lanes {
     } else {
       _mm_mask_storeu_epi8(p, static_cast<__mmask16>((1u << n) - 1), bytes);
     }
+  }
+
+  // Sixteen codes to each of four rows: min(max(round(v), low), high) + zero. Packing saturates, so the lower bound can wait
+  // until the codes are bytes; a NaN becomes it, as everywhere.
+  static void store_four(uint8_t* const* rows, int64_t channel, const Floats (&v)[4], Floats low, Floats high, Ints zero) {
+    const auto code = [&](Floats f) { return _mm512_cvtps_epi32(_mm512_min_ps(high, f)); };
+    const __m512i zeros = _mm512_packs_epi32(zero, zero);
+    const __m512i lowest = _mm512_add_epi32(_mm512_cvtps_epi32(low), zero);
+    const __m512i first = _mm512_adds_epi16(_mm512_packs_epi32(code(v[0]), code(v[1])), zeros);
+    const __m512i second = _mm512_adds_epi16(_mm512_packs_epi32(code(v[2]), code(v[3])), zeros);
+    const __m512i low_bytes = _mm512_packus_epi16(_mm512_packs_epi32(lowest, lowest), _mm512_packs_epi32(lowest, lowest));
+    const __m512i bytes = _mm512_max_epu8(_mm512_packus_epi16(first, second), low_bytes);
+    // Dword 4 i + r holds channels 4 i to 4 i + 3 of row r.
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i sorted = _mm512_permutexvar_epi32(order, bytes);
+    const auto at = [&](int r) { return reinterpret_cast<__m128i*>(rows[r] + channel); };
+    _mm_storeu_si128(at(0), _mm512_castsi512_si128(sorted));
+    // Assembly, because gcc extracts to a register first, which takes the port that the products want.
+    asm("vextracti32x4 $1, %1, %0" : "=m"(*at(1)) : "v"(sorted));
+    asm("vextracti32x4 $2, %1, %0" : "=m"(*at(2)) : "v"(sorted));
+    asm("vextracti32x4 $3, %1, %0" : "=m"(*at(3)) : "v"(sorted));
   }
 
   static Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
@@ -86,6 +111,31 @@ struct Lanes {
   static Ints dot(Ints acc, Broadcast x, const Weights& w) {
     asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w));
     return acc;
+  }
+  // The codes at x + k + D against P panels. One piece of assembly for a row: with more freedom gcc spills accumulators.
+  template <int D>
+  static void dot_row(Ints (&acc)[1], const uint8_t* x, int64_t k, const Weights (&w)[1]) {
+    Broadcast four;
+    asm volatile("vpbroadcastd %c[d](%[x],%[k]), %[four]\n\tvpdpbusd %[w0], %[four], %[a0]"
+                 : [a0] "+v"(acc[0]), [four] "=&v"(four)
+                 : [w0] "v"(w[0]), [x] "r"(x), [k] "r"(k), [d] "i"(D));
+  }
+  template <int D>
+  static void dot_row(Ints (&acc)[2], const uint8_t* x, int64_t k, const Weights (&w)[2]) {
+    Broadcast four;
+    asm volatile(
+        "vpbroadcastd %c[d](%[x],%[k]), %[four]\n\tvpdpbusd %[w0], %[four], %[a0]\n\tvpdpbusd %[w1], %[four], %[a1]"
+        : [a0] "+v"(acc[0]), [a1] "+v"(acc[1]), [four] "=&v"(four)
+        : [w0] "v"(w[0]), [w1] "v"(w[1]), [x] "r"(x), [k] "r"(k), [d] "i"(D));
+  }
+  template <int D>
+  static void dot_row(Ints (&acc)[3], const uint8_t* x, int64_t k, const Weights (&w)[3]) {
+    Broadcast four;
+    asm volatile(
+        "vpbroadcastd %c[d](%[x],%[k]), %[four]\n\tvpdpbusd %[w0], %[four], %[a0]\n\tvpdpbusd %[w1], %[four], %[a1]"
+        "\n\tvpdpbusd %[w2], %[four], %[a2]"
+        : [a0] "+v"(acc[0]), [a1] "+v"(acc[1]), [a2] "+v"(acc[2]), [four] "=&v"(four)
+        : [w0] "v"(w[0]), [w1] "v"(w[1]), [w2] "v"(w[2]), [x] "r"(x), [k] "r"(k), [d] "i"(D));
   }
 
   static Columns load_columns(const uint8_t* p) { return _mm512_load_si512(p); }

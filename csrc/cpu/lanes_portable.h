@@ -13,7 +13,8 @@ typedef float Float4 __attribute__((vector_size(16)));
 typedef int16_t Short4 __attribute__((vector_size(8)));
 
 struct Lanes {
-  static constexpr int kRows = 4;
+  static constexpr int rows(int) { return 4; }
+  static constexpr int kSteps = 1;
   static constexpr int kPanels = 1;
   static constexpr int kColumns = 4;
 
@@ -40,6 +41,7 @@ struct Lanes {
     __builtin_memcpy(&r, p, sizeof(r));
     return r;
   }
+  static void store_ints(int32_t* p, const Ints& v) { __builtin_memcpy(p, &v, sizeof(v)); }
   static Ints set_int(int32_t v) {
     const uint32_t u = static_cast<uint32_t>(v);
     const Unsigned4 four = {u, u, u, u};
@@ -70,6 +72,12 @@ struct Lanes {
     uint8_t all[16];
     for (int i = 0; i < 16; ++i) all[i] = static_cast<uint8_t>(v.v[i / 4][i % 4]);
     __builtin_memcpy(p, all, static_cast<size_t>(n < 16 ? n : 16));
+  }
+
+  // Sixteen codes to each of four rows.
+  static void store_four(uint8_t* const* rows, int64_t channel, const Floats (&v)[4], const Floats& low,
+                         const Floats& high, const Ints& zero) {
+    for (int r = 0; r < 4; ++r) store_codes(rows[r] + channel, add_ints(round(clamp(v[r], low, high)), zero), 16);
   }
 
   static Floats load_floats(const float* p) {
@@ -178,6 +186,10 @@ struct Lanes {
       for (int i = 0; i < 4; ++i) accumulate(acc.v[i], four * w.v[j][i]);
     }
     return acc;
+  }
+  template <int D>
+  static void dot_row(Ints (&acc)[1], const uint8_t* x, int64_t k, const Weights (&w)[1]) {
+    acc[0] = dot(acc[0], broadcast(x + k + D), w[0]);
   }
 
   static Columns load_columns(const uint8_t* p) {

@@ -1,8 +1,10 @@
 // Per-channel tensors of a convolution, padded to whole panels of 16 channels.
 #pragma once
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
+#include "engine/aligned.h"
 #include "engine/convolution.h"
 
 namespace pyquant {
@@ -11,7 +13,8 @@ inline int64_t panels_of(int64_t channels) { return (channels + kLanes - 1) / kL
 
 // `groups` runs of channels, each padded to whole panels by itself.
 struct LayerTensors {
-  std::vector<int8_t> weight;
+  // On cache lines: a load that crosses two of them costs twice, and the kernels load nothing else as often.
+  AlignedBytes weight_bytes;
   std::vector<int32_t> seed;
   std::vector<float> multiplier, bias;
 
@@ -31,6 +34,13 @@ struct LayerTensors {
       multiplier[to] = spec.multiplier[n];
       bias[to] = spec.bias[n];
     }
+  }
+
+  int8_t* weight() const { return reinterpret_cast<int8_t*>(weight_bytes.data()); }
+
+  void clear_weight(int64_t bytes) {
+    weight_bytes.grow(bytes);
+    std::memset(weight_bytes.data(), 0, static_cast<size_t>(bytes));
   }
 
   Epilogue epilogue(const ConvolutionSpec& spec, int64_t first) const {
