@@ -8,6 +8,8 @@ compiler the build goes on: the package then runs on the reference backend, and 
 import glob
 import os
 import platform
+import subprocess
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 from setuptools import Extension, setup
@@ -24,8 +26,12 @@ COMMON = [
     "-Wextra",
     "-pthread",
 ]
+# A file that is not given these has code for a compiler that does not know them.
+NEWER_FLAGS = ("-mamx-tile", "-mamx-int8")
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c"]
 X86_FLAGS = {
-    "_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c"],
+    "_amx.cpp": [*AVX512, "-mamx-tile", "-mamx-int8"],
+    "_avx512.cpp": AVX512,
     "_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
 }
 
@@ -35,6 +41,7 @@ class BuildExtension(build_ext):
 
     def build_extensions(self):
         """Wrap the compiler's per-file step with per-file flags, then build as usual."""
+        unknown = [flag for flag in NEWER_FLAGS if not self._knows(flag)]
         compile_one = self.compiler._compile
         jobs = ThreadPoolExecutor(max_workers=os.cpu_count() or 1)
         pending = []
@@ -42,7 +49,8 @@ class BuildExtension(build_ext):
         def submit(obj, src, ext, cc_args, extra, pp_opts):
             flags = list(extra)
             if platform.machine().lower() in ("x86_64", "amd64"):
-                flags += next((f for end, f in X86_FLAGS.items() if src.endswith(end)), [])
+                own = next((f for end, f in X86_FLAGS.items() if src.endswith(end)), [])
+                flags += [flag for flag in own if flag not in unknown]
             pending.append(jobs.submit(compile_one, obj, src, ext, cc_args, flags, pp_opts))
 
         link = self.compiler.link_shared_object
@@ -55,6 +63,14 @@ class BuildExtension(build_ext):
         self.compiler._compile = submit
         self.compiler.link_shared_object = link_when_compiled
         super().build_extensions()
+
+    def _knows(self, flag):
+        with tempfile.TemporaryDirectory() as folder:
+            source = os.path.join(folder, "empty.cpp")
+            with open(source, "w") as file:
+                file.write("int main() { return 0; }\n")
+            command = [*self.compiler.compiler_so, flag, "-c", source, "-o", os.path.join(folder, "empty.o")]
+            return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def extension() -> Extension:

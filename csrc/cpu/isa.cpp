@@ -2,15 +2,42 @@
 
 #include <stdexcept>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "cpu/kernels.h"
 
 namespace pyquant {
 namespace {
 
+constexpr Isa kBestFirst[] = {Isa::amx, Isa::avx512, Isa::avx2, Isa::portable};
+
+// Linux gives a process the tile registers when it asks for them.
+bool tiles_granted() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTile) == 0 || (d & kInt8) == 0) return false;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 bool machine_has(Isa isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   switch (isa) {
+    case Isa::amx: {
+      static const bool granted = kernels_amx() != nullptr && machine_has(Isa::avx512) && tiles_granted();
+      return granted;
+    }
     case Isa::avx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -28,6 +55,8 @@ bool machine_has(Isa isa) {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::amx:
+      return "amx";
     case Isa::avx512:
       return "avx512";
     case Isa::avx2:
@@ -40,7 +69,7 @@ const char* isa_name(Isa isa) {
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (Isa isa : {Isa::avx512, Isa::avx2, Isa::portable}) {
+  for (Isa isa : kBestFirst) {
     if (machine_has(isa)) names.push_back(isa_name(isa));
   }
   return names;
@@ -50,7 +79,7 @@ Isa best_isa() { return isa_by_name(available_isas().front()); }
 
 Isa isa_by_name(const std::string& name) {
   if (name == "auto") return best_isa();
-  for (Isa isa : {Isa::avx512, Isa::avx2, Isa::portable}) {
+  for (Isa isa : kBestFirst) {
     if (name == isa_name(isa) && machine_has(isa)) return isa;
   }
   std::string have;
@@ -60,6 +89,7 @@ Isa isa_by_name(const std::string& name) {
 
 const Kernels& kernels_for(Isa isa) {
 #if defined(__x86_64__)
+  if (isa == Isa::amx) return *kernels_amx();
   if (isa == Isa::avx512) return kernels_avx512();
   if (isa == Isa::avx2) return kernels_avx2();
 #endif

@@ -32,6 +32,7 @@ struct ConvLayer {
   const int64_t* segment_offset;  // [segments] bytes
   int64_t segments;
   int64_t steps;
+  int64_t chunk;     // steps taken at once where Kernels::chunk_steps is not 0; divides `steps`
   int64_t channels;  // outputs; the last panel may be part full
   Epilogue epilogue;
 };
@@ -43,6 +44,7 @@ struct ConvPixels {
   const uint8_t* const* residual;
   int64_t count;
   bool to_float;
+  uint8_t* scratch;  // with chunks: 1 KB for each of them and each 16 pixels begun, 64-byte aligned
 };
 
 // Depthwise: input rows are taken in quads of four, interleaved to [column][16 channels][4 rows], so that one dot
@@ -133,6 +135,9 @@ struct GemmW4Rows {
 };
 
 struct Kernels {
+  // The most steps of a run that a convolution takes at once; the runs of its weights are padded to whole chunks of
+  // equal size. 0: runs of any length.
+  int64_t chunk_steps;
   void (*conv)(const ConvLayer&, const ConvPixels&, int64_t panel_begin, int64_t panel_end);
   void (*depthwise)(const DepthwiseLayer&, const DepthwiseBand&);
   void (*add)(const AddLayer&, const uint8_t* a, const uint8_t* b, uint8_t* y, int64_t count);
@@ -144,6 +149,7 @@ struct Kernels {
   void (*gemm_w4)(const GemmW4&, const GemmW4Rows&, int64_t panel_begin, int64_t panel_end);
 };
 
+const Kernels* kernels_amx();  // null if the compiler knew no AMX
 const Kernels& kernels_avx512();
 const Kernels& kernels_avx2();
 const Kernels& kernels_portable();

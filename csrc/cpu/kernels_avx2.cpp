@@ -10,7 +10,8 @@
 namespace pyquant {
 
 const Kernels& kernels_avx2() {
-  static const Kernels table = {conv, depthwise, add, average_pool, max_pool, lookup, quantize, dequantize, gemm_w4};
+  static const Kernels table = {0,      conv,     depthwise,  add,    average_pool,
+                                max_pool, lookup, quantize, dequantize, gemm_w4};
   return table;
 }
 

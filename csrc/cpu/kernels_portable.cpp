@@ -9,7 +9,8 @@
 namespace pyquant {
 
 const Kernels& kernels_portable() {
-  static const Kernels table = {conv, depthwise, add, average_pool, max_pool, lookup, quantize, dequantize, gemm_w4};
+  static const Kernels table = {0,      conv,     depthwise,  add,    average_pool,
+                                max_pool, lookup, quantize, dequantize, gemm_w4};
   return table;
 }
 

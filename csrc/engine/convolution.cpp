@@ -15,11 +15,17 @@ constexpr int64_t kBlock = 144;
 // padding around it; with groups or a horizontal dilation every tap is a run of its own.
 class Convolution : public Step {
  public:
-  Convolution(const ConvolutionSpec& spec, bool to_float)
+  Convolution(const ConvolutionSpec& spec, bool to_float, int64_t chunk_steps)
       : spec_(spec), to_float_(to_float), tensors_(spec, spec.groups) {
     const bool whole_rows = spec.groups == 1 && spec.dilation_width == 1;
     taps_a_run_ = whole_rows ? spec.kernel_width : 1;
     steps_ = (taps_a_run_ * spec.group_channels + 3) / 4;
+    chunk_ = steps_;
+    if (chunk_steps > 0) {
+      chunks_ = (steps_ + chunk_steps - 1) / chunk_steps;
+      chunk_ = (steps_ + chunks_ - 1) / chunks_;
+      steps_ = chunks_ * chunk_;
+    }
     panels_ = panels_of(spec.outputs / spec.groups);
     pack();
     spec_.weight = nullptr;
@@ -81,6 +87,8 @@ class Convolution : public Step {
     const uint8_t* x[kBlock];
     void* y[kBlock];
     const uint8_t* r[kBlock];
+    thread_local AlignedBytes scratch;
+    if (chunks_ > 0) scratch.grow((kBlock + 15) / 16 * static_cast<int64_t>(offsets_.size()) * chunks_ * 1024);
     const int64_t x_step = spec_.stride_width * from.pixel_stride;
     const int64_t blocks = (end - begin + kBlock - 1) / kBlock;
     int64_t column = begin % shape.width;
@@ -107,7 +115,7 @@ class Convolution : public Step {
           if (++row == shape.height) row = 0, ++image;
         }
       }
-      block(frame, {x, y, residual != nullptr ? r : nullptr, count, to_float_}, panel_begin, panel_end);
+      block(frame, {x, y, residual != nullptr ? r : nullptr, count, to_float_, scratch.data()}, panel_begin, panel_end);
     }
   }
 
@@ -142,6 +150,7 @@ class Convolution : public Step {
             offsets_.data(),
             runs,
             steps_,
+            chunk_,
             spec_.outputs / spec_.groups,
             tensors_.epilogue(spec_, first)};
   }
@@ -149,14 +158,15 @@ class Convolution : public Step {
   ConvolutionSpec spec_;
   bool to_float_;
   LayerTensors tensors_;
-  int64_t taps_a_run_, steps_, panels_;
+  int64_t taps_a_run_, steps_, chunk_, panels_;
+  int64_t chunks_ = 0;  // of a run, where the kernels want them
   std::vector<int64_t> offsets_;
 };
 
 }  // namespace
 
-std::unique_ptr<Step> make_convolution(const ConvolutionSpec& spec, bool to_float) {
-  return std::make_unique<Convolution>(spec, to_float);
+std::unique_ptr<Step> make_convolution(const ConvolutionSpec& spec, bool to_float, const Kernels& kernels) {
+  return std::make_unique<Convolution>(spec, to_float, kernels.chunk_steps);
 }
 
 }  // namespace pyquant

@@ -20,7 +20,7 @@ struct ConvolutionSpec {
   float residual_scale;
 };
 
-std::unique_ptr<Step> make_convolution(const ConvolutionSpec& spec, bool to_float);
+std::unique_ptr<Step> make_convolution(const ConvolutionSpec& spec, bool to_float, const Kernels& kernels);
 std::unique_ptr<Step> make_depthwise(const ConvolutionSpec& spec);
 
 }  // namespace pyquant

@@ -180,7 +180,7 @@ class PackedConv:
         multiplier, bias: ``[N]`` float32.
         shape: ``(H, W, C)`` of an input.
         to_float: write ``float(acc) * multiplier + bias`` as float32 instead of codes.
-        isa: ``"auto"``, ``"avx512"``, ``"avx2"`` or ``"portable"``.
+        isa: ``"auto"``, ``"amx"``, ``"avx512"``, ``"avx2"`` or ``"portable"``.
         options: ``stride, padding, dilation, groups, x_zero, y_zero, low, high`` of :func:`conv_s8`.
     """
 

@@ -135,7 +135,7 @@ class PackedW4:
     Args:
         packed, scale, zero_point, group_size, signed: as in :func:`gemm_w4`.
         length: ``K``.
-        isa: ``"auto"``, ``"avx512"``, ``"avx2"`` or ``"portable"``.
+        isa: ``"auto"``, ``"amx"``, ``"avx512"``, ``"avx2"`` or ``"portable"``.
     """
 
     def __init__(

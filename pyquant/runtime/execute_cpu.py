@@ -34,7 +34,7 @@ class CpuExecutor:
     Args:
         program: the integer program.
         threads: worker threads of a call; None takes torch's number.
-        isa: ``"auto"``, ``"avx512"``, ``"avx2"`` or ``"portable"``; all give the same bytes.
+        isa: ``"auto"``, ``"amx"``, ``"avx512"``, ``"avx2"`` or ``"portable"``; all give the same bytes.
 
     Raises:
         BackendError: the extension is not built, the machine lacks ``isa``, or a weight does not fit int8.

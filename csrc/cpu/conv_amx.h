@@ -1,0 +1,152 @@
+// Convolution and matrix product on AMX tiles: sixteen pixels x sixteen channels x 64 codes an instruction.
+//
+// A panel of weights already is a sequence of B tiles, for [steps][16 channels][4] is what the instruction reads; the
+// engine pads runs to whole chunks. Pixels at equal distances are A tiles where they lie; others are gathered first.
+#pragma once
+#include <immintrin.h>
+
+#include "cpu/epilogue.h"
+#include "cpu/kernels.h"
+
+namespace pyquant {
+namespace {
+
+constexpr int64_t kTileRows = 16;
+constexpr int64_t kTileBytes = 1024;
+// With so many panels, gathering pays even where pixels could be read in place: tiles then are contiguous.
+constexpr int64_t kPanelsToGather = 8;
+
+// Tiles 0 to 3 accumulate (2 * group + panel), 4 and 5 hold codes, 6 and 7 weights.
+struct alignas(64) TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+
+  TileConfig(int64_t pixels, int64_t chunk) {
+    for (int t = 0; t < 8; ++t) {
+      row_bytes[t] = static_cast<uint16_t>(t == 4 || t == 5 ? 4 * chunk : 64);
+      rows[t] = static_cast<uint8_t>(t < 6 ? pixels : chunk);
+    }
+  }
+};
+
+// Where a group of pixels has its codes: tile c of segment s begins at base + offset.
+struct PixelGroup {
+  int64_t first;   // pixel
+  int64_t begin;   // rows before it belong to the group before
+  const uint8_t* base;
+  int64_t stride;  // bytes from row to row
+  bool gathered;
+};
+
+struct AmxCall {
+  const ConvLayer& layer;
+  const ConvPixels& pixels;
+  int64_t rows;    // of a tile of codes
+  int64_t chunks;  // of a segment
+  PixelGroup groups[16];
+
+  AmxCall(const ConvLayer& layer_, const ConvPixels& pixels_, int64_t count, int64_t panels)
+      : layer(layer_), pixels(pixels_), rows((pixels.count + count - 1) / count), chunks(layer.steps / layer.chunk) {
+    for (int64_t g = 0; g < count; ++g) {
+      // The last group is as tall as the others, and does some of its neighbour's pixels again.
+      const int64_t first = g * rows < pixels.count - rows ? g * rows : pixels.count - rows;
+      const uint8_t* const* x = pixels.x + first;
+      const int64_t stride = rows > 1 ? x[1] - x[0] : 0;
+      bool even = panels < kPanelsToGather;
+      for (int64_t r = 2; r < rows; ++r) even = even && x[r] - x[r - 1] == stride;
+      groups[g] = {first, g * rows - first, x[0], stride, !even};
+      if (!even) gather(g);
+    }
+  }
+
+  const uint8_t* codes(const PixelGroup& group, int64_t segment, int64_t chunk) const {
+    if (group.gathered) return group.base + (segment * chunks + chunk) * kTileBytes;
+    return group.base + layer.segment_offset[segment] + chunk * layer.chunk * 4;
+  }
+
+ private:
+  void gather(int64_t g) {
+    PixelGroup& group = groups[g];
+    uint8_t* to = pixels.scratch + g * layer.segments * chunks * kTileBytes;
+    const uint8_t* const* x = pixels.x + group.first;
+    const __mmask64 mask = ~__mmask64{0} >> (64 - 4 * layer.chunk);
+    for (int64_t s = 0; s < layer.segments; ++s) {
+      for (int64_t c = 0; c < chunks; ++c) {
+        const int64_t offset = layer.segment_offset[s] + c * layer.chunk * 4;
+        for (int64_t r = 0; r < rows; ++r) {
+          _mm512_store_si512(to + r * 64, _mm512_maskz_loadu_epi8(mask, x[r] + offset));
+        }
+        to += kTileBytes;
+      }
+    }
+    group.base = pixels.scratch + g * layer.segments * chunks * kTileBytes;
+    group.stride = 64;
+  }
+};
+
+// G groups of pixels x P panels.
+template <int G, int P>
+void amx_block(const AmxCall& call, const PixelGroup* groups, int64_t panel) {
+  const ConvLayer& layer = call.layer;
+  const int64_t panel_bytes = layer.segments * layer.steps * (kLanes * 4);
+  const int8_t* w = layer.weight + panel * panel_bytes;
+  const int32_t* seed = layer.seed + panel * kLanes;
+  // Rows 0 bytes apart: every pixel starts from the same seeds.
+  _tile_loadd(0, seed, 0);
+  if (P == 2) _tile_loadd(1, seed + kLanes, 0);
+  if (G == 2) _tile_loadd(2, seed, 0);
+  if (G == 2 && P == 2) _tile_loadd(3, seed + kLanes, 0);
+  for (int64_t s = 0; s < layer.segments; ++s) {
+    for (int64_t c = 0; c < call.chunks; ++c) {
+      _tile_loadd(6, w, 64);
+      _tile_loadd(4, call.codes(groups[0], s, c), groups[0].stride);
+      _tile_dpbusd(0, 4, 6);
+      if (P == 2) {
+        _tile_loadd(7, w + panel_bytes, 64);
+        _tile_dpbusd(1, 4, 7);
+      }
+      if (G == 2) {
+        _tile_loadd(5, call.codes(groups[G - 1], s, c), groups[G - 1].stride);
+        _tile_dpbusd(2, 5, 6);
+        if (P == 2) _tile_dpbusd(3, 5, 7);
+      }
+      w += layer.chunk * kLanes * 4;
+    }
+  }
+  alignas(64) int32_t sums[G][P][kTileRows][kLanes];
+  _tile_stored(0, sums[0][0], 64);
+  if (P == 2) _tile_stored(1, sums[0][P - 1], 64);
+  if (G == 2) _tile_stored(2, sums[G - 1][0], 64);
+  if (G == 2 && P == 2) _tile_stored(3, sums[G - 1][P - 1], 64);
+  for (int g = 0; g < G; ++g) {
+    const int64_t begin = groups[g].begin;
+    for (int p = 0; p < P; ++p) {
+      finish_panel(layer, call.pixels, groups[g].first + begin, call.rows - begin, panel + p, sums[g][p][begin]);
+    }
+  }
+}
+
+template <int P>
+void amx_panels(const AmxCall& call, int64_t count, int64_t panel) {
+  int64_t g = 0;
+  for (; g + 2 <= count; g += 2) amx_block<2, P>(call, call.groups + g, panel);
+  if (g < count) amx_block<1, P>(call, call.groups + g, panel);
+}
+
+void conv_amx(const ConvLayer& layer, const ConvPixels& pixels, int64_t panel_begin, int64_t panel_end) {
+  if (pixels.count == 0) return;
+  const int64_t count = (pixels.count + kTileRows - 1) / kTileRows;
+  const AmxCall call(layer, pixels, count, panel_end - panel_begin);
+  const TileConfig config(call.rows, layer.chunk);
+  _tile_loadconfig(&config);
+  int64_t panel = panel_begin;
+  for (; panel + 2 <= panel_end; panel += 2) amx_panels<2>(call, count, panel);
+  if (panel < panel_end) amx_panels<1>(call, count, panel);
+  _tile_release();
+}
+
+}  // namespace
+}  // namespace pyquant
