@@ -70,7 +70,7 @@ class BuildExtension(build_ext):
             with open(source, "w") as file:
                 file.write("int main() { return 0; }\n")
             command = [*self.compiler.compiler_so, flag, "-c", source, "-o", os.path.join(folder, "empty.o")]
-            return subprocess.run(command, capture_output=True).returncode == 0
+            return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 def extension() -> Extension:

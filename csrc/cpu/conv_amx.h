@@ -13,8 +13,6 @@ namespace {
 
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileBytes = 1024;
-// With so many panels, gathering pays even where pixels could be read in place: tiles then are contiguous.
-constexpr int64_t kPanelsToGather = 8;
 
 // Tiles 0 to 3 accumulate (2 * group + panel), 4 and 5 hold codes, 6 and 7 weights.
 struct alignas(64) TileConfig {
@@ -48,14 +46,14 @@ struct AmxCall {
   int64_t chunks;  // of a segment
   PixelGroup groups[16];
 
-  AmxCall(const ConvLayer& layer_, const ConvPixels& pixels_, int64_t count, int64_t panels)
+  AmxCall(const ConvLayer& layer_, const ConvPixels& pixels_, int64_t count)
       : layer(layer_), pixels(pixels_), rows((pixels.count + count - 1) / count), chunks(layer.steps / layer.chunk) {
     for (int64_t g = 0; g < count; ++g) {
       // The last group is as tall as the others, and does some of its neighbour's pixels again.
       const int64_t first = g * rows < pixels.count - rows ? g * rows : pixels.count - rows;
       const uint8_t* const* x = pixels.x + first;
       const int64_t stride = rows > 1 ? x[1] - x[0] : 0;
-      bool even = panels < kPanelsToGather;
+      bool even = true;
       for (int64_t r = 2; r < rows; ++r) even = even && x[r] - x[r - 1] == stride;
       groups[g] = {first, g * rows - first, x[0], stride, !even};
       if (!even) gather(g);
@@ -87,9 +85,26 @@ struct AmxCall {
   }
 };
 
-// G groups of pixels x P panels.
+// The sums of some groups of pixels x panels. There are two: one is finished while the products of the next ones are
+// under way, for those take long but few instructions, and what was just stored cannot be loaded at once.
+struct AmxSums {
+  const PixelGroup* groups = nullptr;
+  int64_t count = 0, panel = 0, panels = 0;
+  alignas(64) int32_t sums[2][2][kTileRows][kLanes];
+
+  void finish(const AmxCall& call) const {
+    for (int64_t g = 0; g < count; ++g) {
+      const int64_t begin = groups[g].begin;
+      for (int64_t p = 0; p < panels; ++p) {
+        finish_panel(call.layer, call.pixels, groups[g].first + begin, call.rows - begin, panel + p, sums[g][p][begin]);
+      }
+    }
+  }
+};
+
+// Multiplies G groups by P panels; finishes the sums of the block before, then stores its own.
 template <int G, int P>
-void amx_block(const AmxCall& call, const PixelGroup* groups, int64_t panel) {
+void amx_block(const AmxCall& call, const PixelGroup* groups, int64_t panel, AmxSums& sums) {
   const ConvLayer& layer = call.layer;
   const int64_t panel_bytes = layer.segments * layer.steps * (kLanes * 4);
   const int8_t* w = layer.weight + panel * panel_bytes;
@@ -116,35 +131,41 @@ void amx_block(const AmxCall& call, const PixelGroup* groups, int64_t panel) {
       w += layer.chunk * kLanes * 4;
     }
   }
-  alignas(64) int32_t sums[G][P][kTileRows][kLanes];
-  _tile_stored(0, sums[0][0], 64);
-  if (P == 2) _tile_stored(1, sums[0][P - 1], 64);
-  if (G == 2) _tile_stored(2, sums[G - 1][0], 64);
-  if (G == 2 && P == 2) _tile_stored(3, sums[G - 1][P - 1], 64);
-  for (int g = 0; g < G; ++g) {
-    const int64_t begin = groups[g].begin;
-    for (int p = 0; p < P; ++p) {
-      finish_panel(layer, call.pixels, groups[g].first + begin, call.rows - begin, panel + p, sums[g][p][begin]);
-    }
-  }
-}
-
-template <int P>
-void amx_panels(const AmxCall& call, int64_t count, int64_t panel) {
-  int64_t g = 0;
-  for (; g + 2 <= count; g += 2) amx_block<2, P>(call, call.groups + g, panel);
-  if (g < count) amx_block<1, P>(call, call.groups + g, panel);
+  sums.finish(call);
+  sums.groups = groups;
+  sums.count = G;
+  sums.panel = panel;
+  sums.panels = P;
+  _tile_stored(0, sums.sums[0][0], 64);
+  if (P == 2) _tile_stored(1, sums.sums[0][1], 64);
+  if (G == 2) _tile_stored(2, sums.sums[1][0], 64);
+  if (G == 2 && P == 2) _tile_stored(3, sums.sums[1][1], 64);
 }
 
 void conv_amx(const ConvLayer& layer, const ConvPixels& pixels, int64_t panel_begin, int64_t panel_end) {
   if (pixels.count == 0) return;
   const int64_t count = (pixels.count + kTileRows - 1) / kTileRows;
-  const AmxCall call(layer, pixels, count, panel_end - panel_begin);
+  const AmxCall call(layer, pixels, count);
   const TileConfig config(call.rows, layer.chunk);
   _tile_loadconfig(&config);
-  int64_t panel = panel_begin;
-  for (; panel + 2 <= panel_end; panel += 2) amx_panels<2>(call, count, panel);
-  if (panel < panel_end) amx_panels<1>(call, count, panel);
+  AmxSums sums[2];
+  int64_t blocks = 0;
+  const auto block = [&](int64_t g, int64_t groups, int64_t panel, int64_t panels) {
+    constexpr decltype(&amx_block<1, 1>) kBlocks[2][2] = {{amx_block<1, 1>, amx_block<1, 2>},
+                                                          {amx_block<2, 1>, amx_block<2, 2>}};
+    kBlocks[groups - 1][panels - 1](call, call.groups + g, panel, sums[blocks++ % 2]);
+  };
+  const int64_t together = weights_stay(layer, panel_end - panel_begin) ? 2 : count;
+  for (int64_t from = 0; from < count; from += together) {
+    const int64_t to = from + together < count ? from + together : count;
+    for (int64_t panel = panel_begin; panel < panel_end; panel += 2) {
+      for (int64_t g = from; g < to; g += 2) {
+        block(g, to - g < 2 ? 1 : 2, panel, panel_end - panel < 2 ? 1 : 2);
+      }
+    }
+  }
+  sums[blocks % 2].finish(call);
+  sums[(blocks + 1) % 2].finish(call);
   _tile_release();
 }
 

@@ -78,26 +78,29 @@ TileFunction tile_of(int64_t rows, std::index_sequence<R...>) {
   return kTiles[rows - 1];
 }
 
+// Pixels in tiles of nearly equal height: a last tile of one row would waste most of its time waiting for its own
+// results.
+struct Rows {
+  int64_t tiles, low, tall_tiles;
+
+  Rows(int64_t count, int64_t most)
+      : tiles((count + most - 1) / most), low(count / tiles), tall_tiles(count % tiles) {}
+  int64_t first(int64_t tile) const { return tile * low + (tile < tall_tiles ? tile : tall_tiles); }
+  int64_t height(int64_t tile) const { return low + (tile < tall_tiles ? 1 : 0); }
+};
+
 template <int P>
 void conv_panels(const ConvLayer& layer, const ConvPixels& pixels, int64_t panel) {
-  // Tiles of nearly equal height: a last tile of one row would waste most of its time waiting for its own results.
   constexpr int64_t kRows = Lanes::rows(P);
   constexpr auto kHeights = std::make_index_sequence<kRows>();
-  const int64_t tiles = (pixels.count + kRows - 1) / kRows;
-  const int64_t short_rows = pixels.count / tiles;
-  const int64_t tall_tiles = pixels.count % tiles;
   alignas(64) int32_t sums[kRows * P * kLanes];
-  int64_t first = 0;
-  if (tall_tiles > 0) {
-    const TileFunction tall = tile_of<P>(short_rows + 1, kHeights);
-    for (int64_t t = 0; t < tall_tiles; ++t, first += short_rows + 1) tall(layer, pixels, first, panel, sums);
+  const Rows rows(pixels.count, kRows);
+  for (int64_t t = 0; t < rows.tiles; ++t) {
+    tile_of<P>(rows.height(t), kHeights)(layer, pixels, rows.first(t), panel, sums);
   }
-  const TileFunction low = tile_of<P>(short_rows, kHeights);
-  for (; first < pixels.count; first += short_rows) low(layer, pixels, first, panel, sums);
 }
 
-void conv(const ConvLayer& layer, const ConvPixels& pixels, int64_t panel_begin, int64_t panel_end) {
-  if (pixels.count == 0) return;
+void conv_all_panels(const ConvLayer& layer, const ConvPixels& pixels, int64_t panel_begin, int64_t panel_end) {
   int64_t panel = panel_begin;
   if constexpr (Lanes::kPanels == 2) {
     // An odd number of panels ends with three at once: one alone would load as much for half the products.
@@ -105,6 +108,23 @@ void conv(const ConvLayer& layer, const ConvPixels& pixels, int64_t panel_begin,
     if (panel_end - panel == 3) conv_panels<3>(layer, pixels, panel), panel += 3;
   }
   for (; panel < panel_end; ++panel) conv_panels<1>(layer, pixels, panel);
+}
+
+void conv(const ConvLayer& layer, const ConvPixels& pixels, int64_t panel_begin, int64_t panel_end) {
+  if (pixels.count == 0) return;
+  if (!weights_stay(layer, panel_end - panel_begin)) {
+    conv_all_panels(layer, pixels, panel_begin, panel_end);
+    return;
+  }
+  const Rows rows(pixels.count, Lanes::rows(Lanes::kPanels));
+  for (int64_t t = 0; t < rows.tiles; ++t) {
+    ConvPixels part = pixels;
+    part.x += rows.first(t);
+    part.y += rows.first(t);
+    if (part.residual != nullptr) part.residual += rows.first(t);
+    part.count = rows.height(t);
+    conv_all_panels(layer, part, panel_begin, panel_end);
+  }
 }
 
 }  // namespace

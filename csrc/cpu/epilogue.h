@@ -44,6 +44,13 @@ struct Requantise {
   }
 };
 
+// Whether all weights of a call stay in L1. Then each group of pixels is finished before the next, so that its codes are read,
+// and its results and residuals touched, as whole cache lines.
+bool weights_stay(const ConvLayer& layer, int64_t panels) {
+  constexpr int64_t kMostBytes = 32 << 10;
+  return panels * layer.segments * layer.steps * (kLanes * 4) <= kMostBytes;
+}
+
 // The results of one panel: accumulators [count][16] become codes or floats of `count` pixels. `first` counts pixels.
 void finish_panel(const ConvLayer& layer, const ConvPixels& pixels, int64_t first, int64_t count, int64_t panel,
                   const int32_t* acc) {

@@ -1,12 +1,14 @@
-// Bytes on a 64-byte boundary that grow and are never cleared.
+// Memory on a 64-byte boundary: a load that crosses two cache lines costs twice.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 
 namespace pyquant {
 
+// Bytes that grow and are never cleared.
 class AlignedBytes {
  public:
   void grow(int64_t bytes) {
@@ -24,6 +26,22 @@ class AlignedBytes {
   };
   std::unique_ptr<uint8_t, Free> bytes_;
   int64_t size_ = 0;
+};
+
+// A fixed number of elements, all zero at first.
+template <typename T>
+class AlignedArray {
+ public:
+  void assign(int64_t count) {
+    bytes_.grow(count * static_cast<int64_t>(sizeof(T)));
+    std::memset(bytes_.data(), 0, static_cast<size_t>(count) * sizeof(T));
+  }
+  T* data() { return reinterpret_cast<T*>(bytes_.data()); }
+  const T* data() const { return reinterpret_cast<const T*>(bytes_.data()); }
+  T& operator[](int64_t i) { return data()[i]; }
+
+ private:
+  AlignedBytes bytes_;
 };
 
 }  // namespace pyquant

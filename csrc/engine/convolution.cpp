@@ -1,6 +1,7 @@
 #include "engine/convolution.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "cpu/threads.h"
 #include "engine/layer_tensors.h"
@@ -65,13 +66,13 @@ class Convolution : public Step {
     const int64_t runs = spec_.kernel_height * spec_.kernel_width / taps_a_run_;
     const int64_t run_length = taps_a_run_ * spec_.group_channels;
     const int64_t outputs = spec_.outputs / spec_.groups;
-    tensors_.clear_weight(spec_.groups * panels_ * runs * steps_ * kLanes * 4);
+    tensors_.weight.assign(spec_.groups * panels_ * runs * steps_ * kLanes * 4);
     for (int64_t n = 0; n < spec_.outputs; ++n) {
       const int64_t panel = n / outputs * panels_ + n % outputs / kLanes;
       for (int64_t run = 0; run < runs; ++run) {
         for (int64_t k = 0; k < run_length; ++k) {
           const int64_t step = (panel * runs + run) * steps_ + k / 4;
-          tensors_.weight()[(step * kLanes + n % outputs % kLanes) * 4 + k % 4] =
+          tensors_.weight[(step * kLanes + n % outputs % kLanes) * 4 + k % 4] =
               spec_.weight[(n * runs + run) * run_length + k];
         }
       }
@@ -145,7 +146,7 @@ class Convolution : public Step {
   ConvLayer layer(int64_t group) const {
     const int64_t first = group * panels_ * kLanes;
     const int64_t runs = static_cast<int64_t>(offsets_.size());
-    return {tensors_.weight() + first * runs * steps_ * 4,
+    return {tensors_.weight.data() + first * runs * steps_ * 4,
             tensors_.seed.data() + first,
             offsets_.data(),
             runs,

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <memory>
+#include <vector>
 
 #include "cpu/threads.h"
 #include "engine/aligned.h"
@@ -70,14 +71,14 @@ class Depthwise : public Step {
 
   // [panel][row of the band][quad][kernel column][16][4]: each row's taps, moved down to where its window begins.
   void pack() {
-    tensors_.clear_weight(panels() * band_ * quads_ * spec_.kernel_width * kLanes * 4);
+    tensors_.weight.assign(panels() * band_ * quads_ * spec_.kernel_width * kLanes * 4);
     for (int64_t n = 0; n < spec_.outputs; ++n) {
       for (int64_t row = 0; row < band_; ++row) {
         for (int64_t h = 0; h < spec_.kernel_height; ++h) {
           const int64_t x_row = row * spec_.stride_height + h * spec_.dilation_height;
           for (int64_t w = 0; w < spec_.kernel_width; ++w) {
             const int64_t column = ((n / kLanes * band_ + row) * quads_ + x_row / 4) * spec_.kernel_width + w;
-            tensors_.weight()[(column * kLanes + n % kLanes) * 4 + x_row % 4] =
+            tensors_.weight[(column * kLanes + n % kLanes) * 4 + x_row % 4] =
                 spec_.weight[(n * spec_.kernel_height + h) * spec_.kernel_width + w];
           }
         }
@@ -90,7 +91,7 @@ class Depthwise : public Step {
     const Shape& shape = frame.values[spec_.y].shape;
     const Buffer& from = frame.buffers[spec_.x];
     const Buffer& to = frame.buffers[spec_.y];
-    const DepthwiseLayer layer = {tensors_.weight(),
+    const DepthwiseLayer layer = {tensors_.weight.data(),
                                   tensors_.seed.data(),
                                   quad_begin_.data(),
                                   quad_end_.data(),

@@ -1,8 +1,6 @@
 // Per-channel tensors of a convolution, padded to whole panels of 16 channels.
 #pragma once
 #include <cstdint>
-#include <cstring>
-#include <vector>
 
 #include "engine/aligned.h"
 #include "engine/convolution.h"
@@ -13,18 +11,17 @@ inline int64_t panels_of(int64_t channels) { return (channels + kLanes - 1) / kL
 
 // `groups` runs of channels, each padded to whole panels by itself.
 struct LayerTensors {
-  // On cache lines: a load that crosses two of them costs twice, and the kernels load nothing else as often.
-  AlignedBytes weight_bytes;
-  std::vector<int32_t> seed;
-  std::vector<float> multiplier, bias;
+  AlignedArray<int8_t> weight;
+  AlignedArray<int32_t> seed;
+  AlignedArray<float> multiplier, bias;
 
   LayerTensors(const ConvolutionSpec& spec, int64_t groups) {
     const int64_t outputs = spec.outputs / groups;
     const int64_t padded = panels_of(outputs) * kLanes;
     const int64_t taps = spec.kernel_height * spec.kernel_width * spec.group_channels;
-    seed.assign(groups * padded, 0);
-    multiplier.assign(groups * padded, 0.0f);
-    bias.assign(groups * padded, 0.0f);
+    seed.assign(groups * padded);
+    multiplier.assign(groups * padded);
+    bias.assign(groups * padded);
     for (int64_t n = 0; n < spec.outputs; ++n) {
       const int64_t to = n / outputs * padded + n % outputs;
       int64_t sum = 0;
@@ -34,13 +31,6 @@ struct LayerTensors {
       multiplier[to] = spec.multiplier[n];
       bias[to] = spec.bias[n];
     }
-  }
-
-  int8_t* weight() const { return reinterpret_cast<int8_t*>(weight_bytes.data()); }
-
-  void clear_weight(int64_t bytes) {
-    weight_bytes.grow(bytes);
-    std::memset(weight_bytes.data(), 0, static_cast<size_t>(bytes));
   }
 
   Epilogue epilogue(const ConvolutionSpec& spec, int64_t first) const {
