@@ -11,9 +11,8 @@ from torch import Tensor
 from pyquant.errors import BackendError
 from pyquant.ops.pack import pack
 from pyquant.runtime.compare import same_bytes
-from pyquant.runtime.execute_cpu import load, to_torch_layout
+from pyquant.runtime.execute_cpu import load
 from pyquant.runtime.execute_reference import ReferenceExecutor
-from pyquant.runtime.geometry import rows_shape
 from pyquant.runtime.program import Op, Program, Value
 
 
@@ -59,7 +58,7 @@ def engine_call(program: Program, inputs: list[Tensor], threads: int) -> Callabl
     value = program.values[program.outputs[0]]
     dtype = torch.uint8 if value.kind == "codes" else torch.float32
     # What the kernel leaves unwritten shows up as 77.
-    output = torch.full((inputs[0].shape[0], *rows_shape(value)), 77, dtype=dtype)
+    output = torch.full((inputs[0].shape[0], *value.shape), 77, dtype=dtype)
     engine = load(program, program.ops, program.inputs, program.outputs, "auto")
 
     def call() -> Tensor:
@@ -67,7 +66,7 @@ def engine_call(program: Program, inputs: list[Tensor], threads: int) -> Callabl
         return output
 
     want = ReferenceExecutor(program)(*inputs)[0]
-    if not same_bytes(to_torch_layout(call(), value), want):
+    if not same_bytes(call(), want):
         raise BackendError(
             f"{program.ops[0].name}: the cpu backend's bytes are not those of the reference; not timed."
         )

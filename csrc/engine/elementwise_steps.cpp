@@ -36,7 +36,7 @@ class Quantize : public Step {
     const Buffer& to = frame.buffers[output];
     for_rows(frame, x.shape, [&](int64_t image, int64_t row) {
       uint8_t* y = to.at(image, row, 0);
-      if (x.channels_first) {
+      if (x.channels_first && x.outside) {
         planes(frame, x.shape, from.origin + image * from.image_stride, row, y);
       } else {
         frame.kernels.quantize(layer_, reinterpret_cast<const float*>(from.at(image, row, 0)), y, row_length(x.shape));

@@ -24,6 +24,25 @@ void copy_rows(uint8_t* to, int64_t to_stride, const uint8_t* from, int64_t from
   }
 }
 
+// [P][C] floats to [C][P].
+void turn_planes(const float* from, float* to, int64_t pixels, int64_t channels, int threads) {
+  // A block's reads are whole cache lines.
+  constexpr int64_t kBlock = 16;
+  parallel_for(threads, (channels + kBlock - 1) / kBlock, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin * kBlock; first < std::min(end * kBlock, channels); first += kBlock) {
+      const int64_t last = std::min(first + kBlock, channels);
+      for (int64_t p = 0; p < pixels; ++p) {
+        for (int64_t c = first; c < last; ++c) to[c * pixels + p] = from[p * channels + c];
+      }
+    }
+  });
+}
+
+// Whether the caller's planes lie otherwise than the engine's pixels.
+bool turned(const Value& value) {
+  return value.channels_first && value.shape.pixels() > 1 && value.shape.channels > 1;
+}
+
 }  // namespace
 
 Engine::Engine(const std::string& isa) : isa_(isa_by_name(isa)) {}
@@ -103,7 +122,7 @@ void Engine::find_outside() {
   }
   for (int v : outputs_) {
     const bool once = std::count(outputs_.begin(), outputs_.end(), v) == 1;
-    if (!is_input[v]) values_[v].outside = plain(v) && !read[v] && once;
+    if (!is_input[v]) values_[v].outside = plain(v) && !read[v] && once && !turned(values_[v]);
   }
   for (Value& value : values_) {
     if (value.outside) value.image_stride = value.shape.height * value.row_stride;
@@ -135,13 +154,10 @@ void Engine::plan(const std::vector<int>& kept) {
   }
   for (int v : kept) use(v, end);
   std::sort(lives.begin(), lives.end(), [](const Life& a, const Life& b) { return a.born < b.born; });
-  std::vector<Life> placed;
+  std::vector<Life> placed;  // lowest first
   for (const Life& life : lives) {
     if (life.dies < life.born || values_[life.value].outside) continue;
     int64_t offset = 0;
-    std::sort(placed.begin(), placed.end(), [&](const Life& a, const Life& b) {
-      return values_[a.value].arena_offset < values_[b.value].arena_offset;
-    });
     for (const Life& other : placed) {
       if (other.dies < life.born || other.born > life.dies) continue;
       const Value& there = values_[other.value];
@@ -150,7 +166,8 @@ void Engine::plan(const std::vector<int>& kept) {
     }
     values_[life.value].arena_offset = offset;
     arena_bytes_ = std::max(arena_bytes_, offset + values_[life.value].image_stride);
-    placed.push_back(life);
+    const auto higher = [&](int64_t at, const Life& other) { return at < values_[other.value].arena_offset; };
+    placed.insert(std::upper_bound(placed.begin(), placed.end(), offset, higher), life);
   }
   for (int v = 0; v < static_cast<int>(values_.size()); ++v) values_[v].arena_offset = values_[root(v)].arena_offset;
 }
@@ -226,6 +243,12 @@ void Engine::run(const std::vector<const void*>& inputs, const std::vector<void*
     const Buffer& buffer = buffers[outputs_[i]];
     if (value.outside) continue;
     for (int64_t image = 0; image < batch; ++image) {
+      if (turned(value)) {
+        turn_planes(reinterpret_cast<const float*>(buffer.at(image, 0, 0)),
+                    static_cast<float*>(outputs[i]) + image * value.shape.elements(), value.shape.pixels(),
+                    value.shape.channels, threads);
+        continue;
+      }
       copy_rows(static_cast<uint8_t*>(outputs[i]) + image * value.shape.height * tight_row(value), tight_row(value),
                 buffer.at(image, 0, 0), buffer.row_stride, value.shape.height, tight_row(value));
     }

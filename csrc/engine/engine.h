@@ -25,11 +25,13 @@ class Engine {
   // Lays out values and plans the arena. No building afterwards.
   void seal(const std::vector<int>& inputs, const std::vector<int>& outputs);
 
-  // Inputs: contiguous tensors of `batch` images, codes [H][W][C] or floats in the value's own layout. Outputs: codes
-  // or floats, [H][W][C]. Any number of threads may run one engine at a time.
+  // Contiguous tensors of `batch` images: codes [H][W][C], floats in the value's own layout. Any number of threads may
+  // run one engine at a time.
   void run(const std::vector<const void*>& inputs, const std::vector<void*>& outputs, int64_t batch, int threads) const;
 
   const char* isa() const { return isa_name(isa_); }
+  // What values inside take, an image.
+  int64_t arena_bytes() const { return arena_bytes_; }
 
  private:
   void find_outside();

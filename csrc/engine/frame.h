@@ -7,7 +7,7 @@
 
 namespace pyquant {
 
-// Codes are [H][W][C] bytes, floats [H][W][C] (or, for an image that comes from outside, [C][H][W]).
+// Codes are [H][W][C] bytes, floats [H][W][C] (or, for an image in the caller's memory, [C][H][W]).
 struct Shape {
   int64_t height, width, channels;
   int64_t pixels() const { return height * width; }
@@ -18,7 +18,7 @@ struct Shape {
 // kernel ever has to ask whether it is at an edge. The producer's step fills the halo anew in every run.
 struct Value {
   bool is_float = false;
-  bool channels_first = false;
+  bool channels_first = false;  // in the caller's memory, that is
   Shape shape{};
   int64_t top = 0, left = 0, bottom = 0, right = 0;
   int halo_code = -1;  // -1: no halo

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyquant import reference
 from pyquant.errors import BackendError, DTypeError, ShapeError
 from pyquant.ops.backend import choose, extension, register
+from pyquant.ops.section import SectionData, SectionWriter
 
 INT32_MAX = 2**31 - 1
 
@@ -179,9 +181,13 @@ class PackedConv:
         weight: ``[N, KH, KW, C / groups]`` int8, or ``[N, C]``.
         multiplier, bias: ``[N]`` float32.
         shape: ``(H, W, C)`` of an input.
-        to_float: write ``float(acc) * multiplier + bias`` as float32 instead of codes.
+        to_float: write ``float(acc) * multiplier + bias`` as float32 ``[B, N, OH, OW]`` instead of codes; then there is no
+            ``y_zero, low, high``.
         isa: ``"auto"``, ``"amx"``, ``"avx512"``, ``"avx2"`` or ``"portable"``.
         options: ``stride, padding, dilation, groups, x_zero, y_zero, low, high`` of :func:`conv_s8`.
+
+    Raises:
+        BackendError: the engine cannot run it.
     """
 
     def __init__(
@@ -198,27 +204,29 @@ class PackedConv:
         if weight.dim() == 2:
             # A matrix is a 1 x 1 kernel.
             weight = weight[:, None, None, :]
-        self.engine = extension().Engine(isa)  # type: ignore[union-attr]
+        n, kh, kw, _ = weight.shape
         sizes = _output_size(
             (1, *shape), weight.shape, options["stride"], options["padding"], options["dilation"]
         )
-        self.shape = (*sizes, weight.shape[0])
+        self.shape = (n, *sizes) if to_float else (*sizes, n)
         self.dtype = torch.float32 if to_float else torch.uint8
-        x, y = self.engine.value(False, False, *shape), self.engine.value(to_float, False, *self.shape)
-        tensors = [t.contiguous() for t in (weight, multiplier, bias)]
-        self.engine.convolution(
-            x=x,
-            y=y,
-            residual=-1,
-            weight=tensors[0].data_ptr(),
-            weight_shape=tuple(weight.shape),
-            multiplier=tensors[1].data_ptr(),
-            bias=tensors[2].data_ptr(),
-            residual_zero=0,
-            residual_scale=0.0,
-            **options,
-        )
-        self.engine.seal([x], [y])
+        data = SectionData()
+        codes = weight.reshape(n, -1)
+        # The bytes of 8-bit codes are their words, where rows are whole words.
+        tensors = {
+            "weight": functional.pad(codes, (0, -codes.shape[1] % 4)),
+            "multiplier": multiplier,
+            "bias": bias,
+        }
+        attributes = {**options, "kernel": (kh, kw), "weight_bits": 8, "weight_signed": True}
+        writer = SectionWriter()
+        writer.input("x", "codes", shape)
+        output = ("y", "float" if to_float else "codes", self.shape)
+        writer.op("conv", "conv_s8", ("x",), output, attributes, {k: data.add(t) for k, t in tensors.items()})
+        try:
+            self.engine = extension().Engine(*data.finish(writer, ("y",)), isa)  # type: ignore[union-attr]
+        except ValueError as error:
+            raise BackendError(f"{error}.") from None
 
     def __call__(self, x: Tensor, threads: int | None = None) -> Tensor:
         """Convolve ``[B, H, W, C]`` uint8 codes to ``[B, OH, OW, N]``."""
@@ -265,33 +273,6 @@ def check_code_range(**codes: int) -> None:
     for name, code in codes.items():
         if code not in range(256):
             raise BackendError(f"{name}={code} is no uint8 code; use 0..255.")
-
-
-def centred_weight(codes: Tensor, zero_point: Tensor | None, site: str) -> Tensor:
-    """Weight codes less their row's zero point, as the int8 that the kernels multiply.
-
-    Args:
-        codes: ``[N, K]`` integers.
-        zero_point: ``[N]`` integers; None means 0.
-        site: name for the message.
-
-    Returns:
-        ``[N, K]`` int8, contiguous.
-
-    Raises:
-        BackendError: a difference is outside -128..127.
-    """
-    centred = codes.to(torch.int32)
-    if zero_point is not None:
-        centred = centred - zero_point.to(torch.int32).reshape(-1, 1)
-    if centred.numel() and (int(centred.min()) < -128 or int(centred.max()) > 127):
-        row = int(((centred < -128) | (centred > 127)).any(dim=1).nonzero()[0])
-        raise BackendError(
-            f"weights of {site!r} less their zero point reach "
-            f"{int(centred[row].min())}..{int(centred[row].max())} in row {row}; "
-            "the int8 kernels take -128..127, so use a symmetric grid or fewer bits."
-        )
-    return centred.to(torch.int8).contiguous()
 
 
 def check_accumulator(length: int, x_zero: int, weight: Tensor, site: str) -> None:

@@ -137,7 +137,7 @@ def _cpu(
 
 @register("gemm_s8_float", "cpu")
 def _cpu_float(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, x_zero: int) -> Tensor:
-    options = {**_POINT, "x_zero": x_zero, "y_zero": 0, "low": 0, "high": 255, "to_float": True}
+    options = {**_POINT, "x_zero": x_zero, "to_float": True}
     return _rows(x, weight, multiplier, bias, options)
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyquant.errors import BackendError, DTypeError, PyquantError, ShapeError
+from pyquant.errors import BackendError, DTypeError, ShapeError
 from pyquant.ops.backend import extension, missing
-from pyquant.ops.conv_s8 import centred_weight, check_accumulator
-from pyquant.ops.pack import unpack
+from pyquant.ops.section import Extent, SectionData, SectionWriter
 from pyquant.runtime.execute_reference import run_aten
-from pyquant.runtime.geometry import check_op, rows_shape
+from pyquant.runtime.geometry import check_op
 from pyquant.runtime.program import Op, Program, Value
 
 
@@ -37,7 +37,7 @@ class CpuExecutor:
         isa: ``"auto"``, ``"amx"``, ``"avx512"``, ``"avx2"`` or ``"portable"``; all give the same bytes.
 
     Raises:
-        BackendError: the extension is not built, the machine lacks ``isa``, or a weight does not fit int8.
+        BackendError: the extension is not built, the machine lacks ``isa``, or the engine cannot run an op.
         ShapeError: the shapes of the program's values do not fit each other.
     """
 
@@ -86,7 +86,7 @@ class CpuExecutor:
         region.engine.run(
             [x.data_ptr() for x in inputs], [y.data_ptr() for y in outputs.values()], batch, self.threads
         )
-        return {name: to_torch_layout(y, self.program.values[name]) for name, y in outputs.items()}
+        return outputs
 
     def _for_engine(self, name: str, x: Any, batch: int) -> Tensor:
         """The engine reads raw memory: what a float node gave must be what the program says, and contiguous."""
@@ -104,7 +104,7 @@ class CpuExecutor:
     @staticmethod
     def _empty(value: Value, batch: int) -> Tensor:
         dtype = torch.uint8 if value.kind == "codes" else torch.float32
-        return torch.empty(batch, *rows_shape(value), dtype=dtype)
+        return torch.empty(batch, *value.shape, dtype=dtype)
 
     def _checked(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         names = self.program.inputs
@@ -171,118 +171,45 @@ class CpuExecutor:
         return Region(tuple(ops), inputs, outputs, engine)
 
 
-def to_torch_layout(rows: Tensor, value: Value) -> Tensor:
-    """Engine output ``[B, H, W, C]`` to the value's own layout."""
-    if value.kind == "codes":
-        return rows
-    if len(value.shape) == 3:
-        return rows.permute(0, 3, 1, 2).contiguous()
-    return rows.reshape(rows.shape[0], *value.shape)
-
-
 # ----------------------------------------------------------------------------------------------- the engine
 def load(program: Program, ops: Sequence[Op], inputs: Sequence[str], outputs: Sequence[str], isa: str) -> Any:
     """Build the engine of one region.
 
     Raises:
-        BackendError: the machine lacks ``isa``, or a weight less its zero point does not fit int8.
+        BackendError: the machine lacks ``isa``, or the engine cannot run an op; the sentence names it.
     """
+    data = SectionData()
+    places = [{role: data.add(tensor) for role, tensor in op.tensors.items()} for op in ops]
     try:
-        engine = extension().Engine(isa)  # type: ignore[union-attr]
-    except ValueError as error:
+        writer = write_section(program, ops, inputs, places)
+        return extension().Engine(*data.finish(writer, outputs), isa)  # type: ignore[union-attr]
+    except (ValueError, OverflowError, struct.error) as error:
         raise BackendError(f"{error}.") from None
-    index: dict[str, int] = {}
-    for name in (*inputs, *(op.output for op in ops)):
-        value = program.values[name]
-        channels_first = value.kind == "float" and name in inputs and len(value.shape) == 3
-        index[name] = engine.value(value.kind == "float", channels_first, *rows_shape(value))
-    for op in ops:
-        try:
-            _ADD[op.kind](engine, op, [index[name] for name in op.inputs], index[op.output], program.values)
-        except PyquantError:
-            raise
-        except ValueError as error:
-            raise BackendError(f"op {op.name!r} cannot be loaded: {error}.") from None
-    engine.seal([index[name] for name in inputs], [index[name] for name in outputs])
-    return engine
 
 
-def _conv(engine: Any, op: Op, x: list[int], y: int, values: dict[str, Value]) -> None:
-    a = op.attributes
-    kernel, groups = tuple(a["kernel"]), a["groups"]
-    channels = values[op.inputs[0]].shape[2] // groups
-    taps = kernel[0] * kernel[1] * channels
-    codes = unpack(op.tensors["weight"], a["weight_bits"], a["weight_signed"], taps)
-    weight = centred_weight(codes, op.tensors.get("weight_zero"), op.name)
-    check_accumulator(taps, a["x_zero"], weight, op.name)
-    multiplier = op.tensors["multiplier"].float().contiguous()
-    bias = op.tensors["bias"].float().contiguous()
-    engine.convolution(
-        x=x[0],
-        y=y,
-        residual=x[1] if len(x) > 1 else -1,
-        weight=weight.data_ptr(),
-        weight_shape=(weight.shape[0], *kernel, channels),
-        multiplier=multiplier.data_ptr(),
-        bias=bias.data_ptr(),
-        stride=tuple(a["stride"]),
-        padding=tuple(a["padding"]),
-        dilation=tuple(a["dilation"]),
-        groups=groups,
-        x_zero=a["x_zero"],
-        y_zero=a.get("y_zero", 0),
-        low=a.get("low", 0),
-        high=a.get("high", 255),
-        residual_zero=a.get("residual_zero", 0),
-        residual_scale=a.get("residual_scale", 0.0),
-    )
+def write_section(
+    program: Program, ops: Sequence[Op], inputs: Sequence[str], places: Sequence[Mapping[str, Extent]]
+) -> SectionWriter:
+    """Write inputs and integer ops of a program.
 
-
-def _quantize(engine: Any, op: Op, x: list[int], y: int, values: dict[str, Value]) -> None:
-    a = op.attributes
-    engine.quantize(x[0], y, a["scale"], int(a["zero_point"]), a["low"], a["high"])
-
-
-def _dequantize(engine: Any, op: Op, x: list[int], y: int, values: dict[str, Value]) -> None:
-    engine.dequantize(x[0], y, op.attributes["scale"], int(op.attributes["zero_point"]))
-
-
-def _add(engine: Any, op: Op, x: list[int], y: int, values: dict[str, Value]) -> None:
-    a = op.attributes
-    sides = (a["a_zero"], a["a_scale"], a["b_zero"], a["b_scale"])
-    engine.add(x[0], x[1], y, *sides, a["y_zero"], a["low"], a["high"])
-
-
-def _avg_pool(engine: Any, op: Op, x: list[int], y: int, values: dict[str, Value]) -> None:
-    a = op.attributes
-    scaling = (a["x_zero"], a["multiplier"], a["y_zero"], a["low"], a["high"])
-    engine.avg_pool(x[0], y, tuple(a["window"]), tuple(a["stride"]), *scaling)
-
-
-def _max_pool(engine: Any, op: Op, x: list[int], y: int, values: dict[str, Value]) -> None:
-    a = op.attributes
-    engine.max_pool(x[0], y, tuple(a["window"]), tuple(a["stride"]), a["padding"][0], a["padding"][1])
-
-
-def _lookup(engine: Any, op: Op, x: list[int], y: int, values: dict[str, Value]) -> None:
-    table = op.tensors["table"].contiguous()
-    engine.lookup(x[0], y, table.data_ptr())
-
-
-def _flatten(engine: Any, op: Op, x: list[int], y: int, values: dict[str, Value]) -> None:
-    engine.flatten(x[0], y)
-
-
-_ADD = {
-    "conv": _conv,
-    "quantize": _quantize,
-    "dequantize": _dequantize,
-    "add": _add,
-    "avg_pool": _avg_pool,
-    "max_pool": _max_pool,
-    "lookup": _lookup,
-    "flatten": _flatten,
-}
+    Args:
+        program: names the values.
+        ops: those to write, in an order they can run in.
+        inputs: values that come from outside.
+        places: of every op, where its tensors lie in the data.
+    """
+    writer = SectionWriter()
+    for name in inputs:
+        writer.input(name, program.values[name].kind, program.values[name].shape)
+    for op, place in zip(ops, places, strict=True):
+        value = program.values[op.output]
+        attributes = op.attributes
+        if op.kind == "conv" and value.kind == "float":
+            attributes = {
+                name: item for name, item in attributes.items() if name not in ("y_zero", "low", "high")
+            }
+        writer.op(op.kind, op.name, op.inputs, (op.output, value.kind, value.shape), attributes, place)
+    return writer
 
 
 def _dims(shape: tuple[int, ...]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyquant.errors import BackendError, DTypeError, ShapeError
 from pyquant.ops.backend import missing
-from pyquant.ops.conv_s8 import centred_weight, conv_s8
+from pyquant.ops.conv_s8 import conv_s8
 
 needs_cpu = pytest.mark.skipif(missing("cpu") is not None, reason=str(missing("cpu")))
 
@@ -65,13 +65,3 @@ def test_bad_input() -> None:
         conv_s8(x[:, :2], weight, multiplier, bias, **zeros)
     with pytest.raises(BackendError, match="high=256"):
         conv_s8(x, weight, multiplier, bias, high=256, **zeros)
-
-
-def test_a_weight_beyond_int8_is_refused() -> None:
-    codes = torch.tensor([[0, 5], [0, 255]])
-    with pytest.raises(BackendError, match="row 1"):
-        centred_weight(codes, torch.tensor([0, 3]), "site")
-    for zero in (127, 129):  # one step too far at either end
-        with pytest.raises(BackendError, match="row 1"):
-            centred_weight(codes, torch.tensor([0, zero]), "site")
-    assert centred_weight(codes, torch.tensor([0, 128]), "site").tolist() == [[0, 5], [-128, 127]]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyquant.errors import BackendError, DTypeError, ShapeError
 from pyquant.ops.backend import extension, missing
+from pyquant.ops.pack import pack
 from pyquant.runtime.execute_cpu import CpuExecutor
 from pyquant.runtime.execute_reference import ReferenceExecutor
 from pyquant.runtime.program import Program, Value
@@ -290,8 +291,25 @@ def test_sums_that_could_leave_int32_are_refused() -> None:
     writer = Writer(0)
     x = writer.codes_input(1, 1, 70000)
     y = writer.conv(x, 1, float_rank=1, x_zero=0)
-    with pytest.raises(ShapeError, match="K=70000"):
+    with pytest.raises(BackendError, match="K=70000"):
         CpuExecutor(writer.program(y))
+
+
+def test_a_weight_that_leaves_int8_without_its_zero_point_is_refused() -> None:
+    writer = Writer(0)
+    program = writer.program(writer.conv(writer.codes_input(1, 1, 2), 2, float_rank=1, x_zero=3))
+    inputs = writer.batch(2)
+
+    def zeros(*zero: int) -> Program:
+        tensors = {**program.ops[0].tensors, "weight_zero": torch.tensor(zero, dtype=torch.int32),
+                   "weight": pack(torch.tensor([[0, 127], [0, 255]]), 8)}  # fmt: skip
+        conv = dataclasses.replace(program.ops[0], tensors=tensors)
+        return altered(dataclasses.replace(program, ops=(conv,)), 0, weight_signed=False)
+
+    for zero in (127, 129):  # one step too far at either end
+        with pytest.raises(BackendError, match=r"'conv0' has weights .* row 1"):
+            CpuExecutor(zeros(0, zero))
+    assert_same_bytes(CpuExecutor(zeros(0, 128))(*inputs), ReferenceExecutor(zeros(0, 128))(*inputs))
 
 
 def test_a_pool_window_of_padding_only_is_refused() -> None:
