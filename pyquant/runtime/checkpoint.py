@@ -4,6 +4,10 @@ The metadata has one entry, ``"pyquant"``, so that equal programs give equal fil
 ``version``, ``header`` and ``sha256`` of the header's canonical form. The header holds ``program`` (values,
 ops with the key of each tensor), ``info`` (any JSON) and ``tensors`` (key -> SHA-256 of dtype, shape and
 bytes). safetensors alone would take most altered bytes for other weights. Nothing is ever pickled.
+
+The last tensor, ``section``, is the same program as :mod:`pyquant.ops.section` writes it, over the tensors before it: what
+programs without Python load (csrc/include/pyquant.h). Those read neither JSON nor the header, only its length: the section
+ends the file, and its own last bytes say where it begins. A file without one, of an earlier pyquant, is as good to Python.
 """
 
 from __future__ import annotations
@@ -24,9 +28,12 @@ from torch import Tensor
 
 from pyquant.errors import CheckpointError
 from pyquant.runtime.program import Op, Program, Value
+from pyquant.runtime.section import file_section
 from pyquant.runtime.validate import validate
 
 FORMAT, VERSION = "pyquant", 1
+# The keys of all other tensors have a dot.
+SECTION = "section"
 # JSON has no such numbers, and ATen arguments (a mask's -inf) do.
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
@@ -46,6 +53,9 @@ def save(program: Program, path: str | os.PathLike[str], info: Mapping[str, Any]
     tensors = {f"{op.output}.{role}": tensor for op in program.ops for role, tensor in op.tensors.items()}
     # Tensors of a file may not share memory, as those of a module called twice do.
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+    layout, data = _laid_out(tensors)
+    section = file_section(program, {key: layout[key]["data_offsets"] for key in tensors}, data)
+    tensors[SECTION] = torch.frombuffer(bytearray(section), dtype=torch.uint8)
     header = _encode(
         {
             "program": _program_json(program),
@@ -55,7 +65,12 @@ def save(program: Program, path: str | os.PathLike[str], info: Mapping[str, Any]
         "the header",
     )
     envelope = _canonical({"version": VERSION, "sha256": _header_digest(header), "header": header})
-    _write(target, safetensors.torch.save(tensors, {FORMAT: envelope}))
+    layout["__metadata__"] = {FORMAT: envelope}
+    ends = [len(data), len(data) + len(section)]
+    layout[SECTION] = {"dtype": "U8", "shape": [len(section)], "data_offsets": ends}
+    text = json.dumps(layout, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    _write(target, len(text).to_bytes(8, "little") + text + data + section)
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Program, dict[str, Any]]:
@@ -153,6 +168,13 @@ def _write(path: Path, data: bytes) -> None:
         raise CheckpointError(
             f"{path} cannot be written: {error.strerror}; give a file in a folder that may be written."
         ) from error
+
+
+def _laid_out(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], bytes]:
+    """Where safetensors puts each tensor, as its header says it, and the bytes behind its header."""
+    plain = safetensors.torch.save(dict(tensors))
+    begin = 8 + int.from_bytes(plain[:8], "little")
+    return json.loads(plain[8:begin]), plain[begin:]
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from pyquant.errors import BackendError, DTypeError, ShapeError
 from pyquant.ops.backend import extension, missing
-from pyquant.ops.section import Extent, SectionData, SectionWriter
+from pyquant.ops.section import SectionData
 from pyquant.runtime.execute_reference import run_aten
 from pyquant.runtime.geometry import check_op
 from pyquant.runtime.program import Op, Program, Value
+from pyquant.runtime.section import write_section
 
 
 @dataclass(frozen=True)
@@ -185,31 +186,6 @@ def load(program: Program, ops: Sequence[Op], inputs: Sequence[str], outputs: Se
         return extension().Engine(*data.finish(writer, outputs), isa)  # type: ignore[union-attr]
     except (ValueError, OverflowError, struct.error) as error:
         raise BackendError(f"{error}.") from None
-
-
-def write_section(
-    program: Program, ops: Sequence[Op], inputs: Sequence[str], places: Sequence[Mapping[str, Extent]]
-) -> SectionWriter:
-    """Write inputs and integer ops of a program.
-
-    Args:
-        program: names the values.
-        ops: those to write, in an order they can run in.
-        inputs: values that come from outside.
-        places: of every op, where its tensors lie in the data.
-    """
-    writer = SectionWriter()
-    for name in inputs:
-        writer.input(name, program.values[name].kind, program.values[name].shape)
-    for op, place in zip(ops, places, strict=True):
-        value = program.values[op.output]
-        attributes = op.attributes
-        if op.kind == "conv" and value.kind == "float":
-            attributes = {
-                name: item for name, item in attributes.items() if name not in ("y_zero", "low", "high")
-            }
-        writer.op(op.kind, op.name, op.inputs, (op.output, value.kind, value.shape), attributes, place)
-    return writer
 
 
 def _dims(shape: tuple[int, ...]) -> str:
