@@ -49,4 +49,4 @@ bench: setup data
 	$(PY) -m bench.run network
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info pyquant/_C*.so
+	rm -rf $(VENV) build dist *.egg-info pyquant/*.so

@@ -1,4 +1,4 @@
-"""Builds the C++ extension ``pyquant._C``.
+"""Builds the C++ extension ``pyquant._C`` and, on Linux, ``libpyquant.so``: the engine for programs without Python.
 
 A source's name says its instruction set: ``*_avx512.cpp`` and ``*_avx2.cpp`` get their own flags and are reached only after a
 run-time check, so one binary serves every x86-64, and on other machines those files compile to nothing. Without a working
@@ -8,9 +8,13 @@ compiler the build goes on: the package then runs on the reference backend, and 
 import glob
 import os
 import platform
+import shutil
 import subprocess
+import sys
 import tempfile
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -34,10 +38,19 @@ X86_FLAGS = {
     "_avx512.cpp": AVX512,
     "_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
 }
+LIBRARY = "libpyquant.so"
+HEADER = "csrc/include/pyquant.h"
+# Its threads outlive every call, so it can never be unloaded.
+LIBRARY_LINK = [
+    "-pthread",
+    "-Wl,-soname," + LIBRARY,
+    "-Wl,-z,nodelete",
+    "-Wl,--version-script,csrc/include/pyquant.map",
+]
 
 
 class BuildExtension(build_ext):
-    """Compiles the sources in parallel, each with the flags its name asks for."""
+    """Compiles the sources in parallel, each with the flags its name asks for, and links what both libraries share twice."""
 
     def build_extensions(self):
         """Wrap the compiler's per-file step with per-file flags, then build as usual."""
@@ -55,10 +68,16 @@ class BuildExtension(build_ext):
 
         link = self.compiler.link_shared_object
 
-        def link_when_compiled(*args, **kwargs):
+        def link_when_compiled(objects, target, *args, **kwargs):
             for job in pending:
                 job.result()
-            link(*args, **kwargs)
+            link([o for o in objects if Path(o).stem != "c_abi"], target, *args, **kwargs)
+            if sys.platform == "linux":
+                engine = [o for o in objects if not Path(o).stem.startswith("bindings")]
+                folder = Path(target).parent
+                link(engine, str(folder / LIBRARY), extra_postargs=LIBRARY_LINK, target_lang="c++")
+                (folder / "include").mkdir(exist_ok=True)
+                shutil.copy(HEADER, folder / "include")
 
         self.compiler._compile = submit
         self.compiler.link_shared_object = link_when_compiled
@@ -72,6 +91,18 @@ class BuildExtension(build_ext):
             command = [*self.compiler.compiler_so, flag, "-c", source, "-o", os.path.join(folder, "empty.o")]
             return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
+    def copy_extensions_to_source(self):
+        """For a checkout: the library goes where the extension goes."""
+        super().copy_extensions_to_source()
+        library = Path(self.build_lib, "pyquant", LIBRARY)
+        if library.exists():
+            shutil.copy(library, Path("pyquant", LIBRARY))
+
+
+def release() -> str:
+    """The version that pyproject.toml gives."""
+    return tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+
 
 def extension() -> Extension:
     """Describe ``pyquant._C``; ``optional`` lets an install without a compiler go on."""
@@ -82,6 +113,7 @@ def extension() -> Extension:
         sources=sorted(glob.glob("csrc/**/*.cpp", recursive=True)),
         depends=sorted(glob.glob("csrc/**/*.h", recursive=True)),
         include_dirs=["csrc", pybind11.get_include()],
+        define_macros=[("PQ_RELEASE", f'"{release()}"')],
         extra_compile_args=COMMON,
         extra_link_args=["-pthread"],
         language="c++",

@@ -32,7 +32,7 @@ void run(const Program& program, const std::vector<uintptr_t>& inputs, const std
   for (uintptr_t address : inputs) in.push_back(at<const void>(address));
   for (uintptr_t address : outputs) out.push_back(at<void>(address));
   py::gil_scoped_release release;
-  program.engine.run(in, out, batch, threads);
+  program.engine.run(in.data(), out.data(), batch, threads);
 }
 
 }  // namespace

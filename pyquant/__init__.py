@@ -4,6 +4,7 @@ from pyquant.errors import PyquantError
 from pyquant.grid import Grid
 from pyquant.model import prepare
 from pyquant.pipeline import Recipe, quantize, quantize_model
+from pyquant.runtime.embed import include, library
 from pyquant.runtime.net import Net, deploy, load
 from pyquant.steps.adaquant import adaquant
 from pyquant.steps.bias_tune import bias_tune
@@ -11,6 +12,6 @@ from pyquant.steps.bn_tune import bn_tune
 from pyquant.steps.calibrate import calibrate
 
 __all__ = [
-    "Grid", "Net", "PyquantError", "Recipe", "adaquant", "bias_tune", "bn_tune", "calibrate", "deploy", "load", "prepare",
-    "quantize", "quantize_model",
+    "Grid", "Net", "PyquantError", "Recipe", "adaquant", "bias_tune", "bn_tune", "calibrate", "deploy", "include",
+    "library", "load", "prepare", "quantize", "quantize_model",
 ]  # fmt: skip

@@ -95,6 +95,7 @@ def test_without_the_extension_everything_runs_on_the_reference(tmp_path, compil
 INSTALLED = """
 import pathlib, sys
 import torch
+import ctypes
 import pyquant, pyquant.kernels
 from pyquant import zoo
 from pyquant.ops.backend import missing
@@ -106,6 +107,8 @@ model = zoo.load("resnet20")
 images = torch.randn(4, 1, 28, 28)
 net = pyquant.quantize(model, images, pyquant.Recipe.nearest(0.25), backend="cpu")
 assert torch.equal(net(images), net.with_backend("reference")(images))
+assert ctypes.CDLL(pyquant.library()).pq_abi_version() == 1
+assert (pathlib.Path(pyquant.include()) / "pyquant.h").is_file() and pathlib.Path(pyquant.include()).is_relative_to(home)
 print("fine")
 """
 
@@ -138,6 +141,7 @@ def test_a_wheel_holds_kernels_data_and_extension(tmp_path):
     assert sorted(Path(n).name for n in names if n.startswith("pyquant/kernels/")) == kernels
     assert {"pyquant/zoo/resnet20_fashion_mnist.safetensors", "pyquant/zoo/tux_labels.json"} <= set(names)
     assert any(re.fullmatch(r"pyquant/_C\..*\.so", name) for name in names)
+    assert {"pyquant/libpyquant.so", "pyquant/include/pyquant.h"} <= set(names)
     assert not [n for n in names if n.startswith(("tests/", "bench/", "kernels/", "csrc/"))]
     env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(home), "OMP_NUM_THREADS": "1"}
     assert run(sys.executable, "-c", INSTALLED, str(home), cwd=empty, env=env) == "fine\n"

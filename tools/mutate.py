@@ -68,7 +68,7 @@ def _copy(to: Path) -> None:
         text=True,
         check=True,
     )
-    paths = [ROOT / line for line in listed.stdout.splitlines()] + list((ROOT / "pyquant").glob("_C*.so"))
+    paths = [ROOT / line for line in listed.stdout.splitlines()] + list((ROOT / "pyquant").glob("*.so"))
     for path in paths:
         if path.is_file():
             target = to / path.relative_to(ROOT)
@@ -88,7 +88,7 @@ def _caught(copy: Path, mutation: dict[str, str]) -> bool:
             f"{mutation['file']}: the text to change occurs {before.count(mutation['old'])} times, not once"
         )
         return False
-    built = {so: so.read_bytes() for so in (copy / "pyquant").glob("_C*.so")}
+    built = {so: so.read_bytes() for so in (copy / "pyquant").glob("*.so")}
     path.write_text(before.replace(mutation["old"], mutation["new"]), encoding="utf-8")
     try:
         if mutation["file"].startswith("csrc/"):

@@ -194,8 +194,7 @@ void Engine::fill_halo(const Value& value, const Buffer& buffer, int64_t batch, 
   });
 }
 
-void Engine::run(const std::vector<const void*>& inputs, const std::vector<void*>& outputs, int64_t batch,
-                 int threads) const {
+void Engine::run(const void* const* inputs, void* const* outputs, int64_t batch, int threads) const {
   std::unique_ptr<AlignedBytes> arena;
   {
     // Never waits: a lock held when the process forked would stay held for ever in the child.

@@ -27,7 +27,7 @@ class Engine {
 
   // Contiguous tensors of `batch` images: codes [H][W][C], floats in the value's own layout. Any number of threads may
   // run one engine at a time.
-  void run(const std::vector<const void*>& inputs, const std::vector<void*>& outputs, int64_t batch, int threads) const;
+  void run(const void* const* inputs, void* const* outputs, int64_t batch, int threads) const;
 
   const char* isa() const { return isa_name(isa_); }
   // What values inside take, an image.

@@ -38,7 +38,7 @@ class Loader {
     const int64_t ops = in_.whole("number of ops", 1, kMostOps);
     const int64_t outputs = in_.whole("number of outputs", 0, kMostOps);
     if (in_.long_word() != data_.size) in_.fail("belongs to data of another size");
-    if (in_.word() != crc32(data_.data, data_.size)) in_.fail("has altered data: their checksum does not match");
+    if (in_.word() != crc32(data_.data, data_.size)) in_.fail("has altered data: their checksum does not match; copy the file again");
     std::vector<int> ends(static_cast<size_t>(inputs));
     for (int64_t i = 0; i < inputs; ++i) {
       const std::string name = in_.name();
@@ -329,12 +329,15 @@ class Loader {
 
 }  // namespace
 
+bool ends_a_section(Bytes bytes) { return std::memcmp(bytes.data + bytes.size - 8, kMagic, 8) == 0; }
+
 std::unique_ptr<Program> load_section(Bytes section, Bytes data, const std::string& isa) {
-  if (section.size < kFootBytes || section.size % 4 != 0) throw ProgramError("the program is no section of pyquant's");
+  if (section.size < kFootBytes || section.size % 4 != 0 || !ends_a_section(section)) {
+    throw ProgramError("the program is no section of pyquant's");
+  }
   const uint8_t* foot = section.data + section.size - kFootBytes;
-  if (std::memcmp(foot + 8, kMagic, 8) != 0) throw ProgramError("the program is no section of pyquant's");
   if (little_endian_32(foot) != section.size || little_endian_32(foot + 4) != crc32(section.data, section.size - 12)) {
-    throw ProgramError("the program is altered: its checksum does not match");
+    throw ProgramError("the program is altered: its checksum does not match; copy the file again");
   }
   return Loader(SectionReader({section.data, section.size - kFootBytes}), data, isa).load();
 }

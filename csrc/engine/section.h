@@ -26,4 +26,7 @@ struct Program {
 // altered or make no safe program, std::invalid_argument if this machine lacks `isa`, and std::bad_alloc.
 std::unique_ptr<Program> load_section(Bytes section, Bytes data, const std::string& isa);
 
+// Whether these bytes, 16 at least, have a section's last ones at their end.
+bool ends_a_section(Bytes bytes);
+
 }  // namespace pyquant
