@@ -1,5 +1,4 @@
 // The C functions of pyquant.h around the engine: checks of arguments, and no exception gets out.
-#include <climits>
 #include <cstdio>
 #include <new>
 #include <system_error>
@@ -12,6 +11,9 @@ struct pq_program {
 };
 
 namespace {
+
+// Times the 4 GiB that an image may take, it stays within 63 bits.
+constexpr int64_t kLargestBatch = int64_t{1} << 30;
 
 // Not a string: to say that memory ran out must not take any.
 thread_local char last_error[1024] = "no call has failed yet";
@@ -134,11 +136,16 @@ pq_status pq_output(const pq_program* program, int index, pq_tensor* tensor) {
   return describe(program->loaded->outputs, index, tensor);
 }
 
+int64_t pq_run_memory(const pq_program* program, int64_t batch, int threads) {
+  const bool fits = batch > 0 && batch <= kLargestBatch && threads > 0;
+  return program != nullptr && fits ? program->loaded->engine.memory(batch, threads) : 0;
+}
+
 pq_status pq_run(const pq_program* program, int64_t batch, const void* const* inputs, void* const* outputs,
                  int threads) {
   if (program == nullptr) return fail(PQ_BAD_ARGUMENT, "the program is null");
   const pyquant::Program& loaded = *program->loaded;
-  if (batch < 1 || batch > INT_MAX) return fail(PQ_BAD_ARGUMENT, "the batch is not a number from 1");
+  if (batch < 1 || batch > kLargestBatch) return fail(PQ_BAD_ARGUMENT, "the batch is not a number from 1 to 2^30");
   if (threads < 1) return fail(PQ_BAD_ARGUMENT, "the threads are not a number from 1");
   if (any_null(inputs, loaded.inputs.size())) return fail(PQ_BAD_ARGUMENT, "an input is null");
   if (any_null(outputs, loaded.outputs.size())) return fail(PQ_BAD_ARGUMENT, "an output is null");

@@ -3,7 +3,6 @@
 #include <vector>
 
 #include "cpu/threads.h"
-#include "engine/aligned.h"
 #include "engine/convolution.h"
 #include "engine/layer_tensors.h"
 
@@ -51,6 +50,14 @@ class Depthwise : public Step {
     if (spec.residual >= 0) inputs.push_back(spec.residual);
     output = spec.y;
   }
+
+  void prepare(const std::vector<Value>& values) override {
+    const int64_t columns = (values[spec_.y].shape.width - 1) * spec_.stride_width +
+                            (spec_.kernel_width - 1) * spec_.dilation_width + 1;
+    scratch_bytes_ = quads_ * columns * kLanes * 4;
+  }
+
+  int64_t scratch_bytes() const override { return scratch_bytes_; }
 
   void run(const Frame& frame) const override {
     const int64_t bands = (frame.values[spec_.y].shape.height + band_ - 1) / band_;
@@ -102,10 +109,6 @@ class Depthwise : public Step {
                                   spec_.dilation_width,
                                   spec_.outputs,
                                   tensors_.epilogue(spec_, 0)};
-    const int64_t columns =
-        (shape.width - 1) * spec_.stride_width + (spec_.kernel_width - 1) * spec_.dilation_width + 1;
-    thread_local AlignedBytes scratch;
-    scratch.grow(quads_ * columns * kLanes * 4);
     const int64_t x_row = row * spec_.stride_height - spec_.top;
     DepthwiseBand band{};
     band.x = from.at(image, x_row, -spec_.left);
@@ -123,13 +126,14 @@ class Depthwise : public Step {
     }
     band.rows = std::min(band_, shape.height - row);
     band.columns = shape.width;
-    band.scratch = scratch.data();
+    band.scratch = frame.scratch_of_part();
     for (band.panel = panel_begin; band.panel < panel_end; ++band.panel) frame.kernels.depthwise(layer, band);
   }
 
   ConvolutionSpec spec_;
   LayerTensors tensors_;
   int64_t band_, quads_;
+  int64_t scratch_bytes_ = 0;
   std::vector<int32_t> quad_begin_, quad_end_;
 };
 

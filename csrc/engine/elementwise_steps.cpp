@@ -30,6 +30,10 @@ class Quantize : public Step {
     output = y;
   }
 
+  // A line of codes, before they are dealt out.
+  void prepare(const std::vector<Value>& values) override { line_bytes_ = values[inputs[0]].shape.width; }
+  int64_t scratch_bytes() const override { return line_bytes_; }
+
   void run(const Frame& frame) const override {
     const Value& x = frame.values[inputs[0]];
     const Buffer& from = frame.buffers[inputs[0]];
@@ -47,11 +51,9 @@ class Quantize : public Step {
  private:
   // [C][H][W] floats: each plane's row is quantised into a line of codes, then dealt out to its channel.
   void planes(const Frame& frame, const Shape& shape, const uint8_t* image, int64_t row, uint8_t* y) const {
-    thread_local std::vector<uint8_t> line;
-    line.resize(static_cast<size_t>(shape.width));
     for (int64_t c = 0; c < shape.channels; ++c) {
       const float* x = reinterpret_cast<const float*>(image) + (c * shape.height + row) * shape.width;
-      uint8_t* codes = shape.channels == 1 ? y : line.data();
+      uint8_t* codes = shape.channels == 1 ? y : frame.scratch_of_part();
       frame.kernels.quantize(layer_, x, codes, shape.width);
       if (shape.channels == 1) continue;
       for (int64_t w = 0; w < shape.width; ++w) y[w * shape.channels + c] = codes[w];
@@ -59,6 +61,7 @@ class Quantize : public Step {
   }
 
   QuantizeLayer layer_;
+  int64_t line_bytes_ = 0;
 };
 
 class Dequantize : public Step {

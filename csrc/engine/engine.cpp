@@ -47,6 +47,10 @@ bool turned(const Value& value) {
 
 Engine::Engine(const std::string& isa) : isa_(isa_by_name(isa)) {}
 
+Engine::~Engine() {
+  for (auto& slot : workspaces_) delete slot.load();
+}
+
 int Engine::value(bool is_float, bool channels_first, const Shape& shape) {
   Value value;
   value.is_float = is_float;
@@ -97,7 +101,10 @@ void Engine::seal(const std::vector<int>& inputs, const std::vector<int>& output
     if (value.alias >= 0) value.image_stride = values_[value.alias].image_stride;
   }
   find_outside();
-  for (auto& step : steps_) step->prepare(values_);
+  for (auto& step : steps_) {
+    step->prepare(values_);
+    scratch_bytes_ = std::max(scratch_bytes_, round_up(step->scratch_bytes()));
+  }
   plan(outputs);
 }
 
@@ -194,23 +201,42 @@ void Engine::fill_halo(const Value& value, const Buffer& buffer, int64_t batch, 
   });
 }
 
-void Engine::run(const void* const* inputs, void* const* outputs, int64_t batch, int threads) const {
-  std::unique_ptr<AlignedBytes> arena;
-  {
-    // Never waits: a lock held when the process forked would stay held for ever in the child.
-    std::unique_lock<std::mutex> lock(arenas_mutex_, std::try_to_lock);
-    if (lock.owns_lock() && !arenas_.empty()) {
-      arena = std::move(arenas_.back());
-      arenas_.pop_back();
+int64_t Engine::memory(int64_t batch, int threads) const {
+  return round_up(arena_bytes_ * batch + kSlack) + scratch_bytes_ * std::min(threads, kMostThreads);
+}
+
+std::unique_ptr<Engine::Workspace> Engine::take_workspace() const {
+  for (auto& slot : workspaces_) {
+    if (slot.load(std::memory_order_relaxed) == nullptr) continue;
+    if (Workspace* kept = slot.exchange(nullptr)) return std::unique_ptr<Workspace>(kept);
+  }
+  auto fresh = std::make_unique<Workspace>();
+  fresh->buffers.resize(values_.size());
+  return fresh;
+}
+
+void Engine::keep_workspace(std::unique_ptr<Workspace> workspace) const {
+  for (auto& slot : workspaces_) {
+    Workspace* none = nullptr;
+    if (slot.compare_exchange_strong(none, workspace.get())) {
+      workspace.release();
+      return;
     }
   }
-  if (!arena) arena = std::make_unique<AlignedBytes>();
-  arena->grow(arena_bytes_ * batch + kSlack);
+}
 
-  std::vector<Buffer> buffers;
-  for (const Value& value : values_) {
-    buffers.push_back({arena->data() + value.arena_offset * batch + value.origin, value.image_stride, value.row_stride,
-                       value.pixel_stride});
+void Engine::run(const void* const* inputs, void* const* outputs, int64_t batch, int threads) const {
+  threads = std::min(threads, kMostThreads);
+  std::unique_ptr<Workspace> workspace = take_workspace();
+  AlignedBytes& arena = workspace->arena;
+  std::vector<Buffer>& buffers = workspace->buffers;
+  arena.grow(memory(batch, threads));
+  const Team team(threads);
+
+  for (size_t v = 0; v < values_.size(); ++v) {
+    const Value& value = values_[v];
+    buffers[v] = {arena.data() + value.arena_offset * batch + value.origin, value.image_stride, value.row_stride,
+                  value.pixel_stride};
   }
   const auto tight_row = [&](const Value& value) { return value.shape.width * value.pixel_stride; };
   for (size_t i = 0; i < inputs_.size(); ++i) {
@@ -231,7 +257,8 @@ void Engine::run(const void* const* inputs, void* const* outputs, int64_t batch,
   for (size_t i = 0; i < outputs_.size(); ++i) {
     if (values_[outputs_[i]].outside) buffers[outputs_[i]].origin = static_cast<uint8_t*>(outputs[i]);
   }
-  const Frame frame = {values_, buffers, kernels_for(isa_), batch, threads};
+  uint8_t* scratch = arena.data() + round_up(arena_bytes_ * batch + kSlack);
+  const Frame frame = {values_, buffers, kernels_for(isa_), batch, threads, scratch, scratch_bytes_};
   for (const auto& step : steps_) {
     const Value& value = values_[step->output];
     if (value.halo_code >= 0) fill_halo(value, buffers[step->output], batch, threads);
@@ -252,8 +279,7 @@ void Engine::run(const void* const* inputs, void* const* outputs, int64_t batch,
                 buffer.at(image, 0, 0), buffer.row_stride, value.shape.height, tight_row(value));
     }
   }
-  std::unique_lock<std::mutex> lock(arenas_mutex_, std::try_to_lock);
-  if (lock.owns_lock()) arenas_.push_back(std::move(arena));
+  keep_workspace(std::move(workspace));
 }
 
 }  // namespace pyquant

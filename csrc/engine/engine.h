@@ -1,7 +1,8 @@
 // The integer program, loaded once and then run in one call per batch.
 #pragma once
+#include <array>
+#include <atomic>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,9 @@ namespace pyquant {
 class Engine {
  public:
   explicit Engine(const std::string& isa);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
 
   // --- building, in the program's order; every call returns or takes indices of values
   int value(bool is_float, bool channels_first, const Shape& shape);
@@ -30,8 +34,8 @@ class Engine {
   void run(const void* const* inputs, void* const* outputs, int64_t batch, int threads) const;
 
   const char* isa() const { return isa_name(isa_); }
-  // What values inside take, an image.
-  int64_t arena_bytes() const { return arena_bytes_; }
+  // What a run takes, once: values inside, and what threads need for themselves.
+  int64_t memory(int64_t batch, int threads) const;
 
  private:
   void find_outside();
@@ -43,11 +47,20 @@ class Engine {
   std::vector<std::unique_ptr<Step>> steps_;
   std::vector<int> inputs_, outputs_;
   std::vector<std::pair<int, int>> flattens_;
-  int64_t arena_bytes_ = 0;  // per image
+  int64_t arena_bytes_ = 0;    // per image
+  int64_t scratch_bytes_ = 0;  // per thread
 
-  // One arena for every run in flight, kept for the next.
-  mutable std::mutex arenas_mutex_;
-  mutable std::vector<std::unique_ptr<AlignedBytes>> arenas_;
+  // What a run needs for itself; kept for the next, so that it need not be allocated again.
+  struct Workspace {
+    AlignedBytes arena;
+    std::vector<Buffer> buffers;
+  };
+  std::unique_ptr<Workspace> take_workspace() const;
+  void keep_workspace(std::unique_ptr<Workspace> workspace) const;
+
+  // As many as there may be runs at the same time without one allocating. Not behind a lock: one that was held when the
+  // process forked would stay held for ever in the child.
+  mutable std::array<std::atomic<Workspace*>, 64> workspaces_{};
 };
 
 }  // namespace pyquant

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/threads.h"
 
 namespace pyquant {
 
@@ -44,6 +45,11 @@ struct Frame {
   const Kernels& kernels;
   int64_t batch;
   int threads;
+  uint8_t* scratch;
+  int64_t scratch_stride;
+
+  // Step::scratch_bytes() of memory that no other part at work uses, on a 64-byte boundary.
+  uint8_t* scratch_of_part() const { return scratch + current_part() * scratch_stride; }
 };
 
 class Step {
@@ -52,6 +58,8 @@ class Step {
   virtual void run(const Frame& frame) const = 0;
   // Called once, when strides are known.
   virtual void prepare(const std::vector<Value>&) {}
+  // What each thread needs for itself while the step runs; asked for once, when the step is prepared.
+  virtual int64_t scratch_bytes() const { return 0; }
   // True if no byte behind the end of `value` is ever read: then it may stay in the caller's memory.
   virtual bool reads_exactly(int) const { return false; }
   std::vector<int> inputs;

@@ -56,7 +56,7 @@ class Loader {
     }
     if (!in_.at_end()) in_.fail("goes on behind its last output");
     engine_.seal(ends, results);
-    if (engine_.arena_bytes() > kLargestArena) in_.fail("needs more than 4 GiB an image; use smaller inputs");
+    if (engine_.memory(1, 1) > kLargestArena) in_.fail("needs more than 4 GiB an image; use smaller inputs");
     return std::move(program_);
   }
 

@@ -46,7 +46,12 @@ class SectionReader {
   std::string name() {
     const size_t length = word();
     if (length > section_.size) fail("holds a name that is longer than the section");
-    return std::string(reinterpret_cast<const char*>(take((length + 3) / 4 * 4)), length);
+    std::string text(reinterpret_cast<const char*>(take((length + 3) / 4 * 4)), length);
+    // They end up in C strings and in messages of one line.
+    for (char letter : text) {
+      if (static_cast<unsigned char>(letter) < ' ') fail("holds a name with control characters");
+    }
+    return text;
   }
 
   // A whole number of low..high, high at most 2^32 - 1.

@@ -92,11 +92,15 @@ PQ_API int pq_output_count(const pq_program *program);
 PQ_API pq_status pq_input(const pq_program *program, int index, pq_tensor *tensor);
 PQ_API pq_status pq_output(const pq_program *program, int index, pq_tensor *tensor);
 
-/* Run `batch` samples with up to `threads` threads, the caller's among them.
+/* Bytes that a run allocates at first and the program then keeps, inputs and outputs not among them; 0 for
+ * arguments that pq_run refuses. */
+PQ_API int64_t pq_run_memory(const pq_program *program, int64_t batch, int threads);
+
+/* Run `batch` samples, 1 to 2^30, with up to `threads` threads, the caller's among them.
  *
  * inputs: one pointer for each input, in order; outputs: one for each output, to memory that no input and no other
- * output shares. Any address will do for codes; floats lie on multiples of 4. Memory for a batch is kept for the next
- * run, so a second run of a batch that is no larger allocates nothing. */
+ * output shares. Any address will do for codes; floats lie on multiples of 4. What a run allocates is kept for the
+ * next, so that one with no larger batch and no more threads allocates nothing. */
 PQ_API pq_status pq_run(const pq_program *program, int64_t batch, const void *const *inputs, void *const *outputs,
                         int threads);
 
