@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
 
-.PHONY: setup data demo test test-all mutants check bench clean
+.PHONY: setup data demo test test-all mutants sanitize check bench clean
 setup: $(VENV)/.ready
 data: .data/.ready
 
@@ -39,6 +39,10 @@ test-all: setup data
 # Breaks a copy of the project in the ways that tests/mutations.toml lists, and sees the tests go red.
 mutants: setup data
 	$(PY) tools/mutate.py
+
+# The native tests with the compiler's sanitizers built in; some ten minutes.
+sanitize: setup
+	$(PY) tools/sanitize.py
 
 check: setup
 	$(PY) -m ruff check .
