@@ -35,6 +35,11 @@ class Convolution : public Step {
     output = spec.y;
   }
 
+  int64_t scratch_bytes() const override {
+    constexpr int64_t kGroup = 16;
+    return (kBlock + kGroup - 1) / kGroup * static_cast<int64_t>(offsets_.size()) * chunks_ * 1024;
+  }
+
   void prepare(const std::vector<Value>& values) override {
     const Value& x = values[spec_.x];
     offsets_.clear();
@@ -88,8 +93,6 @@ class Convolution : public Step {
     const uint8_t* x[kBlock];
     void* y[kBlock];
     const uint8_t* r[kBlock];
-    thread_local AlignedBytes scratch;
-    if (chunks_ > 0) scratch.grow((kBlock + 15) / 16 * static_cast<int64_t>(offsets_.size()) * chunks_ * 1024);
     const int64_t x_step = spec_.stride_width * from.pixel_stride;
     const int64_t blocks = (end - begin + kBlock - 1) / kBlock;
     int64_t column = begin % shape.width;
@@ -116,7 +119,8 @@ class Convolution : public Step {
           if (++row == shape.height) row = 0, ++image;
         }
       }
-      block(frame, {x, y, residual != nullptr ? r : nullptr, count, to_float_, scratch.data()}, panel_begin, panel_end);
+      block(frame, {x, y, residual != nullptr ? r : nullptr, count, to_float_, frame.scratch_of_part()}, panel_begin,
+            panel_end);
     }
   }
 

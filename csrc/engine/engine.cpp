@@ -9,11 +9,6 @@
 namespace pyquant {
 namespace {
 
-// Kernels may read this far behind a value.
-constexpr int64_t kSlack = 64;
-
-int64_t round_up(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
 void copy_rows(uint8_t* to, int64_t to_stride, const uint8_t* from, int64_t from_stride, int64_t rows, int64_t bytes) {
   if (to_stride == bytes && from_stride == bytes) {
     std::memcpy(to, from, static_cast<size_t>(rows * bytes));
@@ -42,6 +37,10 @@ void turn_planes(const float* from, float* to, int64_t pixels, int64_t channels,
 bool turned(const Value& value) {
   return value.channels_first && value.shape.pixels() > 1 && value.shape.channels > 1;
 }
+
+int64_t tight_row(const Value& value) { return value.shape.width * value.pixel_stride; }
+
+int64_t image_bytes(const Value& value) { return value.shape.height * tight_row(value); }
 
 }  // namespace
 
@@ -105,7 +104,7 @@ void Engine::seal(const std::vector<int>& inputs, const std::vector<int>& output
     step->prepare(values_);
     scratch_bytes_ = std::max(scratch_bytes_, round_up(step->scratch_bytes()));
   }
-  plan(outputs);
+  plan_ = plan(values_, steps_, inputs, outputs);
 }
 
 // Inputs are read, and outputs written, where the caller has them, unless a kernel wants a halo or slack around them.
@@ -136,49 +135,6 @@ void Engine::find_outside() {
   }
 }
 
-// First fit by lifetime: a value takes the lowest gap that no living value overlaps.
-void Engine::plan(const std::vector<int>& kept) {
-  struct Life {
-    int value;
-    int64_t born, dies;
-  };
-  const int64_t end = static_cast<int64_t>(steps_.size());
-  const auto root = [&](int v) {
-    while (values_[v].alias >= 0) v = values_[v].alias;
-    return v;
-  };
-  std::vector<Life> lives(values_.size());
-  for (int v = 0; v < static_cast<int>(values_.size()); ++v) lives[v] = {v, end, -1};
-  const auto use = [&](int v, int64_t when) {
-    Life& life = lives[root(v)];
-    life.born = std::min(life.born, when);
-    life.dies = std::max(life.dies, when);
-  };
-  for (int v : inputs_) use(v, -1);
-  for (int64_t s = 0; s < end; ++s) {
-    for (int v : steps_[s]->inputs) use(v, s);
-    use(steps_[s]->output, s);
-  }
-  for (int v : kept) use(v, end);
-  std::sort(lives.begin(), lives.end(), [](const Life& a, const Life& b) { return a.born < b.born; });
-  std::vector<Life> placed;  // lowest first
-  for (const Life& life : lives) {
-    if (life.dies < life.born || values_[life.value].outside) continue;
-    int64_t offset = 0;
-    for (const Life& other : placed) {
-      if (other.dies < life.born || other.born > life.dies) continue;
-      const Value& there = values_[other.value];
-      if (offset + values_[life.value].image_stride <= there.arena_offset) break;
-      offset = std::max(offset, there.arena_offset + there.image_stride);
-    }
-    values_[life.value].arena_offset = offset;
-    arena_bytes_ = std::max(arena_bytes_, offset + values_[life.value].image_stride);
-    const auto higher = [&](int64_t at, const Life& other) { return at < values_[other.value].arena_offset; };
-    placed.insert(std::upper_bound(placed.begin(), placed.end(), offset, higher), life);
-  }
-  for (int v = 0; v < static_cast<int>(values_.size()); ++v) values_[v].arena_offset = values_[root(v)].arena_offset;
-}
-
 void Engine::fill_halo(const Value& value, const Buffer& buffer, int64_t batch, int threads) const {
   const size_t row = static_cast<size_t>(value.row_stride);
   const size_t gap = static_cast<size_t>((value.left + value.right) * value.pixel_stride);
@@ -202,7 +158,10 @@ void Engine::fill_halo(const Value& value, const Buffer& buffer, int64_t batch, 
 }
 
 int64_t Engine::memory(int64_t batch, int threads) const {
-  return round_up(arena_bytes_ * batch + kSlack) + scratch_bytes_ * std::min(threads, kMostThreads);
+  threads = std::min(threads, kMostThreads);
+  const int64_t alone = batch / threads;
+  return std::max(alone > 0 ? threads * plan_.bytes(alone) : 0, plan_.bytes(batch - alone * threads)) +
+         scratch_bytes_ * threads;
 }
 
 std::unique_ptr<Engine::Workspace> Engine::take_workspace() const {
@@ -210,9 +169,7 @@ std::unique_ptr<Engine::Workspace> Engine::take_workspace() const {
     if (slot.load(std::memory_order_relaxed) == nullptr) continue;
     if (Workspace* kept = slot.exchange(nullptr)) return std::unique_ptr<Workspace>(kept);
   }
-  auto fresh = std::make_unique<Workspace>();
-  fresh->buffers.resize(values_.size());
-  return fresh;
+  return std::make_unique<Workspace>();
 }
 
 void Engine::keep_workspace(std::unique_ptr<Workspace> workspace) const {
@@ -225,61 +182,101 @@ void Engine::keep_workspace(std::unique_ptr<Workspace> workspace) const {
   }
 }
 
+// Each thread takes images of its own through the whole program, so that none waits for another; what is left over, or a
+// batch smaller than the threads, they share step by step.
 void Engine::run(const void* const* inputs, void* const* outputs, int64_t batch, int threads) const {
   threads = std::min(threads, kMostThreads);
   std::unique_ptr<Workspace> workspace = take_workspace();
-  AlignedBytes& arena = workspace->arena;
-  std::vector<Buffer>& buffers = workspace->buffers;
-  arena.grow(memory(batch, threads));
+  workspace->arena.grow(memory(batch, threads));
+  if (workspace->buffers.size() < values_.size() * threads) workspace->buffers.resize(values_.size() * threads);
+  uint8_t* const scratch = workspace->arena.data();
+  uint8_t* const arena = scratch + scratch_bytes_ * threads;
+  Buffer* const buffers = workspace->buffers.data();
   const Team team(threads);
+  const int64_t alone = batch / threads;
+  if (alone > 0) {
+    parallel_for(threads, threads, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        run_part({inputs, outputs, t * alone, alone, 1, arena + t * plan_.bytes(alone), scratch,
+                  buffers + t * static_cast<int64_t>(values_.size())});
+      }
+    });
+  }
+  const int64_t done = alone * threads;
+  if (done < batch) run_part({inputs, outputs, done, batch - done, threads, arena, scratch, buffers});
+  keep_workspace(std::move(workspace));
+}
 
+// Buffers of the part's images from `done` on.
+void Engine::place(const Part& part, int64_t done) const {
+  uint8_t* const stage = part.arena + plan_.batch_bytes * part.images;
   for (size_t v = 0; v < values_.size(); ++v) {
     const Value& value = values_[v];
-    buffers[v] = {arena.data() + value.arena_offset * batch + value.origin, value.image_stride, value.row_stride,
-                  value.pixel_stride};
+    uint8_t* const first = value.in_stage ? stage + value.arena_offset
+                                          : part.arena + value.arena_offset * part.images + done * value.image_stride;
+    part.buffers[v] = {first + value.origin, value.image_stride, value.row_stride, value.pixel_stride};
   }
-  const auto tight_row = [&](const Value& value) { return value.shape.width * value.pixel_stride; };
+  const auto put_outside = [&](int v, uint8_t* first) {
+    if (values_[v].outside) part.buffers[v].origin = first + (part.first + done) * values_[v].image_stride;
+  };
+  for (size_t i = 0; i < inputs_.size(); ++i) {
+    // Nothing writes to it.
+    put_outside(inputs_[i], static_cast<uint8_t*>(const_cast<void*>(part.inputs[i])));
+  }
+  for (size_t i = 0; i < outputs_.size(); ++i) put_outside(outputs_[i], static_cast<uint8_t*>(part.outputs[i]));
+}
+
+void Engine::run_part(const Part& part) const {
+  place(part, 0);
+  take_inputs(part);
+  for (const Stage& stage : plan_.stages) {
+    for (int64_t done = 0; done < part.images; done += stage.images) {
+      const int64_t images = std::min(stage.images, part.images - done);
+      place(part, done);
+      const Frame frame = {values_,      part.buffers, kernels_for(isa_), images,
+                           part.threads, part.scratch, scratch_bytes_};
+      for (int64_t s = stage.begin; s < stage.end; ++s) {
+        const Step& step = *steps_[s];
+        const Value& value = values_[step.output];
+        if (value.halo_code >= 0) fill_halo(value, part.buffers[step.output], images, part.threads);
+        step.run(frame);
+      }
+    }
+  }
+  place(part, 0);
+  give_outputs(part);
+}
+
+void Engine::take_inputs(const Part& part) const {
   for (size_t i = 0; i < inputs_.size(); ++i) {
     const Value& value = values_[inputs_[i]];
-    Buffer& buffer = buffers[inputs_[i]];
-    const int64_t image_bytes = value.shape.height * tight_row(value);
-    if (value.outside) {
-      // Nothing writes to it.
-      buffer.origin = static_cast<uint8_t*>(const_cast<void*>(inputs[i]));
-      continue;
-    }
-    if (value.halo_code >= 0) fill_halo(value, buffer, batch, threads);
-    for (int64_t image = 0; image < batch; ++image) {
-      copy_rows(buffer.at(image, 0, 0), value.row_stride, static_cast<const uint8_t*>(inputs[i]) + image * image_bytes,
+    if (value.outside) continue;
+    const Buffer& buffer = part.buffers[inputs_[i]];
+    if (value.halo_code >= 0) fill_halo(value, buffer, part.images, part.threads);
+    for (int64_t image = 0; image < part.images; ++image) {
+      copy_rows(buffer.at(image, 0, 0), value.row_stride,
+                static_cast<const uint8_t*>(part.inputs[i]) + (part.first + image) * image_bytes(value),
                 tight_row(value), value.shape.height, tight_row(value));
     }
   }
-  for (size_t i = 0; i < outputs_.size(); ++i) {
-    if (values_[outputs_[i]].outside) buffers[outputs_[i]].origin = static_cast<uint8_t*>(outputs[i]);
-  }
-  uint8_t* scratch = arena.data() + round_up(arena_bytes_ * batch + kSlack);
-  const Frame frame = {values_, buffers, kernels_for(isa_), batch, threads, scratch, scratch_bytes_};
-  for (const auto& step : steps_) {
-    const Value& value = values_[step->output];
-    if (value.halo_code >= 0) fill_halo(value, buffers[step->output], batch, threads);
-    step->run(frame);
-  }
+}
+
+void Engine::give_outputs(const Part& part) const {
   for (size_t i = 0; i < outputs_.size(); ++i) {
     const Value& value = values_[outputs_[i]];
-    const Buffer& buffer = buffers[outputs_[i]];
     if (value.outside) continue;
-    for (int64_t image = 0; image < batch; ++image) {
+    const Buffer& buffer = part.buffers[outputs_[i]];
+    for (int64_t image = 0; image < part.images; ++image) {
+      uint8_t* const to = static_cast<uint8_t*>(part.outputs[i]) + (part.first + image) * image_bytes(value);
       if (turned(value)) {
-        turn_planes(reinterpret_cast<const float*>(buffer.at(image, 0, 0)),
-                    static_cast<float*>(outputs[i]) + image * value.shape.elements(), value.shape.pixels(),
-                    value.shape.channels, threads);
-        continue;
+        turn_planes(reinterpret_cast<const float*>(buffer.at(image, 0, 0)), reinterpret_cast<float*>(to),
+                    value.shape.pixels(), value.shape.channels, part.threads);
+      } else {
+        copy_rows(to, tight_row(value), buffer.at(image, 0, 0), buffer.row_stride, value.shape.height,
+                  tight_row(value));
       }
-      copy_rows(static_cast<uint8_t*>(outputs[i]) + image * value.shape.height * tight_row(value), tight_row(value),
-                buffer.at(image, 0, 0), buffer.row_stride, value.shape.height, tight_row(value));
     }
   }
-  keep_workspace(std::move(workspace));
 }
 
 }  // namespace pyquant

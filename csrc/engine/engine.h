@@ -10,6 +10,7 @@
 #include "engine/convolution.h"
 #include "engine/elementwise_steps.h"
 #include "engine/frame.h"
+#include "engine/plan.h"
 
 namespace pyquant {
 
@@ -38,16 +39,30 @@ class Engine {
   int64_t memory(int64_t batch, int threads) const;
 
  private:
+  // A run of consecutive images in memory of its own.
+  struct Part {
+    const void* const* inputs;
+    void* const* outputs;
+    int64_t first, images;
+    int threads;
+    uint8_t* arena;
+    uint8_t* scratch;
+    Buffer* buffers;  // one for each value
+  };
+
   void find_outside();
-  void plan(const std::vector<int>& kept);
   void fill_halo(const Value& value, const Buffer& buffer, int64_t batch, int threads) const;
+  void run_part(const Part& part) const;
+  void place(const Part& part, int64_t done) const;
+  void take_inputs(const Part& part) const;
+  void give_outputs(const Part& part) const;
 
   Isa isa_;
   std::vector<Value> values_;
   std::vector<std::unique_ptr<Step>> steps_;
   std::vector<int> inputs_, outputs_;
   std::vector<std::pair<int, int>> flattens_;
-  int64_t arena_bytes_ = 0;    // per image
+  Plan plan_;
   int64_t scratch_bytes_ = 0;  // per thread
 
   // What a run needs for itself; kept for the next, so that it need not be allocated again.

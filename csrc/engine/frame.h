@@ -25,7 +25,8 @@ struct Value {
   int halo_code = -1;  // -1: no halo
   int alias = -1;      // the value whose bytes these are (flatten), or -1
   int64_t image_stride = 0, row_stride = 0, pixel_stride = 0, origin = 0;  // bytes
-  int64_t arena_offset = 0;                                                // bytes per image of the batch
+  int64_t arena_offset = 0;  // bytes: for each image of the batch, or among the values of its stage
+  bool in_stage = false;     // lives while one stage runs
   bool outside = false;  // lives in the caller's memory, which has no halo and no slack
 };
 
@@ -41,7 +42,7 @@ struct Buffer {
 // One run: everything that a step may look at.
 struct Frame {
   const std::vector<Value>& values;
-  const std::vector<Buffer>& buffers;
+  const Buffer* buffers;
   const Kernels& kernels;
   int64_t batch;
   int threads;
