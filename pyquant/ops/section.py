@@ -33,7 +33,7 @@ VERSION = 1
 MAGIC = b"pq\x00prog\n"
 KINDS = ("aten", "quantize", "dequantize", "conv", "add", "avg_pool", "max_pool", "lookup", "flatten")
 _CLAMP = {"y_zero": "I", "low": "I", "high": "I"}
-# Formats as of the struct module. An aten op has a name only: the engine refuses it by that.
+# Formats as of the struct module. Of an aten op the engine reads the name only, to refuse it by that.
 FIELDS: Mapping[str, Mapping[str, str]] = {
     "aten": {},
     "quantize": {"scale": "f", "zero_point": "I", "low": "I", "high": "I"},

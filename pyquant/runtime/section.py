@@ -14,7 +14,7 @@ _CLAMP = ("y_zero", "low", "high")
 def write_section(
     program: Program, ops: Sequence[Op], inputs: Sequence[str], places: Sequence[Mapping[str, Extent]]
 ) -> SectionWriter:
-    """Write inputs and integer ops of a program.
+    """Write inputs and ops of a program.
 
     Args:
         program: describes the values.
@@ -35,24 +35,16 @@ def write_section(
 
 
 def file_section(program: Program, ends: Mapping[str, Sequence[int]], data: bytes) -> bytes:
-    """The section of a file.
+    """The section of a file. The engine refuses one with float nodes, by the name of the first.
 
     Args:
-        program: valid. If it has float nodes, the section holds the first one's name alone, so that who loads it can say
-            what is in the way.
+        program: valid.
         ends: first byte in ``data`` of the tensor ``"<output>.<role>"``, and the first one behind it.
         data: all tensors of the file.
     """
-    checksum = zlib.crc32(data)
-    floats = [op for op in program.ops if op.kind == "aten"]
-    if floats:
-        writer = SectionWriter()
-        writer.op("aten", floats[0].name, (), (floats[0].output, "float", ()), {}, {})
-        return writer.finish((), len(data), checksum)
     places = []
     for op in program.ops:
         extents = {role: ends[f"{op.output}.{role}"] for role in op.tensors}
         places.append({role: (begin, end - begin) for role, (begin, end) in extents.items()})
-    return write_section(program, program.ops, program.inputs, places).finish(
-        program.outputs, len(data), checksum
-    )
+    writer = write_section(program, program.ops, program.inputs, places)
+    return writer.finish(program.outputs, len(data), zlib.crc32(data))

@@ -160,7 +160,7 @@ REFUSALS = {
         "'it' sums K=70000 products",
     ),
     "padding": (
-        Draft().codes(1, 1, 32768).conv(3, 8192, (3, 3, 3), padding=(65536,) * 4, stride=(65536, 65536)),
+        Draft().codes(1, 1, 32768).conv(3, 8192, (3, 1, 3), padding=(65536, 0, 65536, 0), stride=(65536, 1)),
         "pads its input beyond measure",
     ),
     "growth": (
