@@ -40,7 +40,7 @@ def test_one_thread_is_timed_by_cpu_time_and_more_by_the_wall(clock):
 
 def test_median_and_spread_for_cpu_time_and_minimum_for_the_wall(clock, monkeypatch):
     # A sample is one call of 1 s after one that is not counted: 1, 2, 3, 4 and 9 s in the counted ones.
-    monkeypatch.setattr(timing, "_calls", lambda *arguments: 1)
+    monkeypatch.setattr(timing, "calls_of", lambda *arguments: 1)
     counted = [1.0, 2.0, 3.0, 4.0, 9.0]
     run = costing(clock, [cost for sample in counted for cost in (77.0, sample)], 0.0)
     timed = interleaved({"a": run}, threads=1, rounds=5)["a"]
@@ -51,7 +51,7 @@ def test_median_and_spread_for_cpu_time_and_minimum_for_the_wall(clock, monkeypa
 
 
 def test_rounds_are_interleaved(clock, monkeypatch):
-    monkeypatch.setattr(timing, "_calls", lambda *arguments: 2)
+    monkeypatch.setattr(timing, "calls_of", lambda *arguments: 2)
     seen = []
     runs = {name: costing(clock, 0.01, 0.01, seen, name) for name in "ab"}
     interleaved(runs, threads=1, rounds=3)
@@ -61,4 +61,4 @@ def test_rounds_are_interleaved(clock, monkeypatch):
 @pytest.mark.parametrize(("cost", "calls"), [(1.0, 1), (0.02, 1), (0.002, 10), (1e-5, 2000)])
 def test_short_calls_are_repeated_until_they_fill_a_sample(clock, cost, calls):
     run = costing(clock, cost, cost)
-    assert timing._calls(run, lambda: clock.cpu) == pytest.approx(calls, rel=0.01)
+    assert timing.calls_of(run, "cpu") == pytest.approx(calls, rel=0.01)
