@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bench.timing import Timing
 from pyquant.ops.backend import extension
 
 RESULTS = Path(__file__).with_name("results")
@@ -36,6 +37,40 @@ def machine() -> Row:
         datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
     return dict(zip(MACHINE, found, strict=True))
+
+
+def figures(
+    timing: Timing,
+    operations: float | None = None,
+    traffic: float | None = None,
+    limit: str | None = None,
+    limit_rate: float | None = None,
+    by_bytes: bool = False,
+) -> Row:
+    """The columns that every suite has.
+
+    Args:
+        timing: of one call.
+        operations, traffic: of one call; a multiply-add is two operations, traffic is in bytes.
+        limit: what bounds it, by name.
+        limit_rate: that limit, in operations or in bytes a second.
+        by_bytes: whether the limit is one of bytes.
+    """
+    tops = None if operations is None else operations / timing.us / 1e6
+    gbps = None if traffic is None else traffic / timing.us / 1e3
+    reached, unit = (gbps, 1e9) if by_bytes else (tops, 1e12)
+    rate = None if limit_rate is None else limit_rate / unit
+    return {
+        "us": timing.us,
+        "spread": timing.spread,
+        "clock": timing.clock,
+        "tops": tops,
+        "gbps": gbps,
+        "limit": limit,
+        "limit_rate": rate,
+        "share": None if rate is None or reached is None else reached / rate,
+        "peers": {},
+    }
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
