@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
 
-.PHONY: setup data demo test test-all mutants sanitize check bench clean
+.PHONY: setup data demo test test-all mutants sanitize check bench peers clean
 setup: $(VENV)/.ready
 data: .data/.ready
 
@@ -51,6 +51,10 @@ check: setup
 
 bench: setup data
 	$(PY) -m bench.run network
+
+# Other engines for `python -m bench.run SUITE --peers`.
+peers: setup
+	$(PY) -m pip install -q -r bench/peers.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info pyquant/*.so

@@ -16,7 +16,7 @@ from pyquant.runtime.net import deploy
 MODEL, BATCH = "resnet20", 500
 
 
-def rows(threads: Sequence[int], quick: bool) -> Iterator[Row]:
+def rows(threads: Sequence[int], quick: bool, peers: bool) -> Iterator[Row]:
     """Float32, then fixed bits, then a budget; quick: fixed 8 bits from 64 images, on 500 test images."""
     model, data = zoo.load(MODEL), zoo.calibration(MODEL)
     images, accepted = zoo.evaluation(MODEL)

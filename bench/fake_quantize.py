@@ -1,4 +1,4 @@
-"""Fake-quantize in one pass over float32, forward and with its gradient, against torch's own op, torch.compile and a plain copy."""
+"""Fake-quantize in one pass over float32, forward and with its gradients, against torch's own ops, torch.compile and a plain copy."""
 
 from __future__ import annotations
 
@@ -8,80 +8,119 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.limits import COPY, COPY_STREAM, Probe, available
+from bench.measure import measure
 from bench.record import Row
-from bench.timing import interleaved
 from pyquant import reference
 from pyquant.errors import BackendError
 from pyquant.grid import Grid
 from pyquant.ops.fake_quantize import fake_quantize
 from pyquant.runtime.compare import same_bytes
 
-GRID = Grid(8, signed=False)
-ELEMENTS, QUICK_ELEMENTS = 1 << 24, 1 << 18
+ELEMENTS, QUICK_ELEMENTS, CHANNELS = 1 << 24, 1 << 18, 256
+# Bytes an element: x in, y out; then x and dy in, dx out.
 FORWARD_BYTES, BACKWARD_BYTES = 8, 12
+Runs = dict[str, Callable[[], Any]]
 
 
-def rows(threads: Sequence[int], quick: bool) -> Iterator[Row]:
-    """Per tensor, 16 million elements; quick: a quarter of a million, without torch.compile."""
+def rows(threads: Sequence[int], quick: bool, peers: bool) -> Iterator[Row]:
+    """16 million elements, per tensor and per channel, x alone or scale too; quick: a quarter of a million, without torch.compile.
+
+    The limit is the faster of two copies of as many bytes, with plain and with non-temporal stores.
+    """
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(QUICK_ELEMENTS if quick else ELEMENTS, generator=generator)
-    scale, zero = torch.tensor(0.03), torch.tensor(120.0)
+    x = torch.randn(CHANNELS, (QUICK_ELEMENTS if quick else ELEMENTS) // CHANNELS, generator=generator)
     for count in threads:
         torch.set_num_threads(count)
-        suites = {
-            "forward": (_forward(x, scale, zero, quick), FORWARD_BYTES),
-            "forward and backward": (_both(x, scale, zero), None),
-        }
-        for case, (runs, width) in suites.items():
-            timings = interleaved(runs, count, rounds=3 if quick else 7)
-            peers = [key for key in timings if key not in ("cpu", "copy")]
-            for key, timing in timings.items():
-                bytes_moved = x.numel() * (width or FORWARD_BYTES + BACKWARD_BYTES)
-                yield {
-                    "case": f"{case} {x.numel()}",
-                    "backend": key,
-                    "threads": count,
-                    "us": timing.us,
-                    "spread": timing.spread,
-                    "clock": timing.clock,
-                    "gb_per_s": bytes_moved / timing.us / 1e3,
-                    "share": timings["copy"].us / timing.us if "copy" in timings else None,
-                    "over_best_peer": None
-                    if key == "copy"
-                    else min(timings[p].us for p in peers) / timing.us,
+        for axis in (None, 0):
+            case = Case(x, axis, quick)
+            spread = "per tensor" if axis is None else "per channel"
+            suites = {
+                f"forward {spread}": (case.forward(), FORWARD_BYTES),
+                f"forward and backward {spread}": (case.both(learned=False), FORWARD_BYTES + BACKWARD_BYTES),
+                f"learned scale {spread}": (case.both(learned=True), FORWARD_BYTES + BACKWARD_BYTES),
+            }
+            for name, (runs, width) in suites.items():
+                probes = {
+                    loop: Probe(loop, count, x.nbytes) for loop in (COPY, COPY_STREAM) if loop in available()
                 }
+                measured = measure(runs, probes, count, rounds=3 if quick else 7)
+                best = max(measured.limits, key=measured.limits.__getitem__, default=None)
+                others = [key for key in runs if key != "cpu"] if peers else []
+                for key in runs:
+                    yield measured.row(
+                        f"{name} {x.numel()}",
+                        key,
+                        traffic=x.numel() * width,
+                        limit=best,
+                        peers=others if key == "cpu" else (),
+                    )
 
 
-def _forward(x: Tensor, scale: Tensor, zero: Tensor, quick: bool) -> dict[str, Callable[[], Any]]:
-    out = torch.empty_like(x)
-    fake_quantize(x, scale, zero, GRID, backend="cpu", out=out)
-    if not same_bytes(out, reference.fake_quantize(x, scale, zero, GRID.qmin, GRID.qmax)):
-        raise BackendError("the cpu backend's bytes are not those of the reference; not timed.")
-    place = torch.empty_like(x)
-    runs: dict[str, Callable[[], Any]] = {
-        "cpu": lambda: fake_quantize(x, scale, zero, GRID, backend="cpu", out=out),
-        "copy": lambda: place.copy_(x),
-        "torch-own": lambda: torch.fake_quantize_per_tensor_affine(x, 0.03, 120, GRID.qmin, GRID.qmax),
-    }
-    if not quick:
-        compiled = torch.compile(_written, dynamic=False)
-        runs["torch-compile"] = lambda: compiled(x, scale, zero, place)
-    return runs
+class Case:
+    """One tensor and its scales, and the runs over them.
 
+    Args:
+        x: ``[C, L]`` float32.
+        axis: of the scales; None for one.
+        quick: leave out torch.compile.
+    """
 
-def _written(x: Tensor, scale: Tensor, zero: Tensor, out: Tensor) -> None:
-    out.copy_((torch.clamp(torch.round(x / scale) + zero, GRID.qmin, GRID.qmax) - zero) * scale)
+    def __init__(self, x: Tensor, axis: int | None, quick: bool) -> None:
+        self.x, self.axis, self.quick = x, axis, quick
+        self.grid = Grid(8, signed=False, axis=axis)
+        shape = self.grid.scale_shape(tuple(x.shape))
+        self.scale, self.zero = torch.full(shape, 0.03), torch.full(shape, 120.0)
+        self.edges = (self.grid.qmin, self.grid.qmax)
 
+    def forward(self) -> Runs:
+        """To a buffer that is there; torch's own op has no such form."""
+        x, scale, zero, grid = self.x, self.scale, self.zero, self.grid
+        out, place = torch.empty_like(x), torch.empty_like(x)
+        fake_quantize(x, scale, zero, grid, backend="cpu", out=out)
+        spread = (scale, zero) if self.axis is None else (scale[:, None], zero[:, None])
+        if not same_bytes(out, reference.fake_quantize(x, *spread, *self.edges)):
+            raise BackendError("the cpu backend's bytes are not those of the reference; not timed.")
+        runs: Runs = {
+            "cpu": lambda: fake_quantize(x, scale, zero, grid, backend="cpu", out=out),
+            "torch-own": lambda: self._own(x),
+        }
+        if not self.quick and self.axis is None:
+            compiled = torch.compile(self._written, dynamic=False)
+            runs["torch-compile"] = lambda: compiled(x, scale, zero, place)
+        return runs
 
-def _both(x: Tensor, scale: Tensor, zero: Tensor) -> dict[str, Callable[[], Any]]:
-    leaf, dy = x.clone().requires_grad_(), torch.ones_like(x)
+    def both(self, learned: bool) -> Runs:
+        """Forward and gradients, of ``x`` alone or of the scale and the zero point too."""
+        x, dy = self.x.clone().requires_grad_(), torch.ones_like(self.x)
+        scale, zero = self.scale.clone().requires_grad_(learned), self.zero.clone().requires_grad_(learned)
+        leaves = (x, scale, zero) if learned else (x,)
 
-    def ours() -> None:
-        leaf.grad = None
-        fake_quantize(leaf, scale, zero, GRID, backend="cpu").backward(dy)
+        def ours() -> tuple[Tensor, ...]:
+            y = fake_quantize(x, scale, zero, self.grid, backend="cpu")
+            return torch.autograd.grad(y, leaves, dy)
 
-    def own() -> None:
-        leaf.grad = None
-        torch.fake_quantize_per_tensor_affine(leaf, 0.03, 120, GRID.qmin, GRID.qmax).backward(dy)
+        def own() -> tuple[Tensor, ...]:
+            y = self._own_learned(x, scale, zero) if learned else self._own(x)
+            return torch.autograd.grad(y, leaves, dy)
 
-    return {"cpu": ours, "torch-own": own}
+        spread = (self.scale, self.zero) if self.axis is None else (self.scale[:, None], self.zero[:, None])
+        want = reference.fake_quantize_backward(dy, self.x, *spread, *self.edges)[0]
+        if not same_bytes(ours()[0], want):
+            raise BackendError("the cpu backend's gradient is not that of the reference; not timed.")
+        return {"cpu": ours, "torch-lsq" if learned else "torch-own": own}
+
+    def _written(self, x: Tensor, scale: Tensor, zero: Tensor, out: Tensor) -> None:
+        out.copy_((torch.clamp(torch.round(x / scale) + zero, *self.edges) - zero) * scale)
+
+    def _own(self, x: Tensor) -> Tensor:
+        if self.axis is None:
+            return torch.fake_quantize_per_tensor_affine(x, 0.03, 120, *self.edges)
+        return torch.fake_quantize_per_channel_affine(x, self.scale, self.zero, self.axis, *self.edges)
+
+    def _own_learned(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        if self.axis is None:
+            return torch._fake_quantize_learnable_per_tensor_affine(
+                x, scale.reshape(1), zero.reshape(1), *self.edges, 1.0
+            )
+        return torch._fake_quantize_learnable_per_channel_affine(x, scale, zero, self.axis, *self.edges, 1.0)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from pyquant.errors import BackendError
+from pyquant.ops.backend import extension
 from pyquant.ops.pack import pack
 from pyquant.runtime.compare import same_bytes
 from pyquant.runtime.execute_cpu import load
-from pyquant.runtime.execute_reference import ReferenceExecutor
+from pyquant.runtime.execute_reference import ReferenceExecutor, conv_weight
 from pyquant.runtime.program import Op, Program, Value
 
 
@@ -49,7 +50,19 @@ def random_inputs(program: Program, batch: int, generator: torch.Generator) -> l
     ]
 
 
-def engine_call(program: Program, inputs: list[Tensor], threads: int) -> Callable[[], Any]:
+def multiplications(op: Op, program: Program) -> int:
+    """Multiply-adds of one sample."""
+    height, width, _ = rows_shape(program.values[op.output])
+    return height * width * conv_weight(op, program).numel()
+
+
+def pinned() -> tuple[str, ...]:
+    """Instruction sets to time beside the best: AVX-512 where the best is another, because most machines end there."""
+    best, *others = extension().available_isas()  # type: ignore[union-attr]
+    return tuple(isa for isa in others if isa == "avx512" != best)
+
+
+def engine_call(program: Program, inputs: list[Tensor], threads: int, isa: str = "auto") -> Callable[[], Any]:
     """Check one call of the C++ engine against the reference, byte for byte; returns that call.
 
     Raises:
@@ -59,7 +72,7 @@ def engine_call(program: Program, inputs: list[Tensor], threads: int) -> Callabl
     dtype = torch.uint8 if value.kind == "codes" else torch.float32
     # What the kernel leaves unwritten shows up as 77.
     output = torch.full((inputs[0].shape[0], *value.shape), 77, dtype=dtype)
-    engine = load(program, program.ops, program.inputs, program.outputs, "auto")
+    engine = load(program, program.ops, program.inputs, program.outputs, isa)
 
     def call() -> Tensor:
         engine.run([x.data_ptr() for x in inputs], [output.data_ptr()], inputs[0].shape[0], threads)

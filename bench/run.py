@@ -11,20 +11,22 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import accuracy, conv_s8, fake_quantize, gemm_s8, network
+from bench import accuracy, conv_s8, fake_quantize, gemm_s8, limits, network
 from bench.record import MACHINE, RESULTS, Row, append, machine
+from bench.timing import keep_memory
 from pyquant.errors import PyquantError
 from pyquant.ops.backend import missing
 
-# A suite yields rows for some thread counts; quick takes fewer cases and rounds.
-SUITES: Mapping[str, Callable[[Sequence[int], bool], Iterator[Row]]] = {
+# A suite yields rows for some thread counts; quick takes fewer cases and rounds, peers brings in other engines.
+SUITES: Mapping[str, Callable[[Sequence[int], bool, bool], Iterator[Row]]] = {
+    "limits": limits.rows,
     "network": network.rows,
     "conv_s8": conv_s8.rows,
     "gemm_s8": gemm_s8.rows,
     "fake_quantize": fake_quantize.rows,
     "accuracy": accuracy.rows,
 }
-THREADS = {"network": (1, 2), "accuracy": (2,)}
+THREADS = {"limits": (1, 2), "network": (1, 2), "accuracy": (2,)}
 NAMES = ("suite", "case", "backend", "threads")
 
 
@@ -37,18 +39,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="fewer cases and rounds; rows are kept only with --json"
     )
+    parser.add_argument(
+        "--peers", action="store_true", help="also time other engines, where installed: make peers"
+    )
     args = parser.parse_args(argv)
     if args.threads is not None and args.threads < 1:
         parser.error(f"--threads {args.threads}: use 1 or more.")
     why = missing("cpu")
     if why is not None:
         parser.exit(1, f"nothing to time: {why}.\n")
+    keep_memory()
     where = machine()
     threads = (args.threads,) if args.threads is not None else THREADS.get(args.suite, (1,))
     before, rows = torch.get_num_threads(), []
-    console = Console(width=max(120, Console().width))
+    console = Console(width=max(200, Console().width))
     try:
-        for measured in SUITES[args.suite](threads, args.quick):
+        for measured in SUITES[args.suite](threads, args.quick, args.peers):
             rows.append({"suite": args.suite, **measured, **where})
             console.print(f"{measured['case']}: {measured['backend']}", highlight=False)
     except PyquantError as error:
@@ -66,14 +72,14 @@ def _figures(row: Row) -> list[str]:
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    figures = list(dict.fromkeys(key for row in rows for key in _figures(row)))
+    figures = list(dict.fromkeys(key for row in rows for key in _figures(row) if row[key] not in (None, {})))
     columns = (*NAMES[1:], *figures)
     title = f"{rows[0]['suite']} on {rows[0]['device']} ({rows[0]['isa']}), torch {rows[0]['torch']}, {rows[0]['commit']}"
     table = Table(title=title)
     for key in columns:
         table.add_column(
-            key.replace("_", " "),
-            no_wrap=key in ("backend", "clock"),
+            {"peers": "nearest peer"}.get(key, key.replace("_", " ")),
+            no_wrap=key in ("case", "backend", "clock", "peers"),
             justify="left" if key in NAMES else "right",
         )
     for row in rows:
@@ -84,6 +90,10 @@ def _table(rows: Sequence[Row]) -> Table:
 def _cell(value: object) -> str:
     if value is None:
         return ""
+    if isinstance(value, dict):
+        # The nearest one; the file has them all.
+        name = min(value, key=value.__getitem__, default=None)
+        return "" if name is None else f"{name} {value[name]:.2f}x"
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bench import layer, run, timing
-from bench.conv_s8 import float_layer, geometries, multiplications
-from bench.layer import alone, engine_call, linear_op, random_inputs
+from bench.conv_s8 import float_layer, geometries
+from bench.layer import alone, engine_call, linear_op, multiplications, random_inputs
 from bench.record import MACHINE
 from pyquant.errors import BackendError
 from pyquant.ops.backend import missing
@@ -34,16 +34,17 @@ def test_rows_are_appended_and_say_what_they_are(tmp_path, capsys):
     for _ in range(2):
         assert run.main(["gemm_s8", "--quick", "--threads", "1", "--json", str(path)]) == 0
     rows = rows_of(path)
-    assert len(rows) == 2 * 8
-    assert {row["backend"] for row in rows} == {"cpu-w8", "cpu-w4", "onednn-w8", "torch-fp32"}
+    names = {"cpu-w8", "cpu-w4", "torch-fp32", *(f"{isa}-w8" for isa in layer.pinned())}
+    assert len(rows) == 2 * 2 * len(names) and {row["backend"] for row in rows} == names
     for row in rows:
         assert set(MACHINE) <= set(row) and row["suite"] == "gemm_s8" and row["threads"] == 1
         m, n, k = (int(word[1:]) for word in row["case"].split())
         assert row["tops"] == pytest.approx(2 * m * n * k / row["us"] / 1e6) and row["us"] > 0
-    best = {row["case"]: row["us"] for row in rows[8:] if row["over_best_peer"] == 1}
-    assert all(row["over_best_peer"] == pytest.approx(best[row["case"]] / row["us"]) for row in rows[8:])
+        bytes_each = 4 if row["backend"] == "torch-fp32" else 1
+        assert row["gbps"] == pytest.approx(bytes_each * (m * k + n * k + m * n) / row["us"] / 1e3)
+        assert row["peers"] == {}
     out = capsys.readouterr().out
-    assert "M49 N512 K4608" in out and "onednn-w8" in out
+    assert "M49 N512 K4608" in out and "torch-fp32" in out
 
 
 def test_a_quick_run_is_kept_only_where_it_is_told_to(tmp_path, monkeypatch):
@@ -53,7 +54,7 @@ def test_a_quick_run_is_kept_only_where_it_is_told_to(tmp_path, monkeypatch):
 
 
 def test_the_number_of_threads_is_put_back(tmp_path, monkeypatch):
-    def rows(threads, quick):
+    def rows(threads, quick, peers):
         torch.set_num_threads(threads[0])
         yield {"case": "none", "backend": "cpu", "threads": torch.get_num_threads()}
 
