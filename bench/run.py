@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import accuracy, conv_s8, fake_quantize, gemm_s8, limits, network
+from bench import accuracy, conv_s8, fake_quantize, gemm_s8, gemm_w4a8, limits, network
 from bench.record import MACHINE, RESULTS, Row, append, machine
 from bench.timing import keep_memory
 from pyquant.errors import PyquantError
@@ -23,6 +23,7 @@ SUITES: Mapping[str, Callable[[Sequence[int], bool, bool], Iterator[Row]]] = {
     "network": network.rows,
     "conv_s8": conv_s8.rows,
     "gemm_s8": gemm_s8.rows,
+    "gemm_w4a8": gemm_w4a8.rows,
     "fake_quantize": fake_quantize.rows,
     "accuracy": accuracy.rows,
 }

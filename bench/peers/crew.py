@@ -8,7 +8,8 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
@@ -33,6 +34,8 @@ MODULES = {
 }
 # They have no code for AMX, so one process shows all.
 NEVER_AMX = ("fbgemm",)
+# What a peer's function returns: the call to time, and what gives its result after a call.
+Built = tuple[Callable[[], Any], Callable[[], Any]]
 Check = Callable[[np.ndarray], str | None]
 
 
@@ -162,6 +165,16 @@ class Crew:
         if (name, why) not in self._said:
             self._said.add((name, why))
             self._console.print(f"{name} is left out of {self.suite}: {why}.", highlight=False, markup=False)
+
+
+def in_turn(calls: Sequence[Built]) -> Built:
+    """Calls that take turns, so that each finds its weights where the others left them: in memory. The result is the first's."""
+    turns = cycle([run for run, _ in calls])
+
+    def run() -> None:
+        next(turns)()
+
+    return run, calls[0][1]
 
 
 def codes_within_one(want: np.ndarray) -> Check:

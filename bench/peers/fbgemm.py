@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from bench.peers.crew import Built
 
-def gemm_s8(case: dict[str, Any], threads: int) -> Callable[[], torch.Tensor]:
+
+def gemm_s8(case: dict[str, Any], threads: int) -> Built:
     """``[M, K]`` uint8 times ``[N, K]`` int8 to uint8."""
     torch.set_num_threads(threads)
     torch.backends.quantized.engine = "fbgemm"
@@ -23,4 +24,4 @@ def gemm_s8(case: dict[str, Any], threads: int) -> Callable[[], torch.Tensor]:
     def call() -> torch.Tensor:
         return torch.ops.quantized.linear(x, packed, 1.0, case["y_zero"])
 
-    return call
+    return call, call

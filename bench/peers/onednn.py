@@ -5,13 +5,14 @@ It adds the bias before it scales, so a code may differ by one from ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from bench.peers.crew import Built
 
-def gemm_s8(case: dict[str, Any], threads: int) -> Callable[[], torch.Tensor]:
+
+def gemm_s8(case: dict[str, Any], threads: int) -> Built:
     """``[M, K]`` uint8 times ``[N, K]`` int8 to uint8."""
     torch.set_num_threads(threads)
     x, weight, multiplier, bias = (torch.from_numpy(case[n]) for n in ("x", "weight", "multiplier", "bias"))
@@ -35,10 +36,10 @@ def gemm_s8(case: dict[str, Any], threads: int) -> Callable[[], torch.Tensor]:
             "",
         )
 
-    return call
+    return call, call
 
 
-def conv_s8(case: dict[str, Any], threads: int) -> Callable[[], torch.Tensor]:
+def conv_s8(case: dict[str, Any], threads: int) -> Built:
     """``[1, H, W, C]`` uint8 in channels_last to codes of the same layout."""
     if case["before"] != case["after"]:
         raise NotImplementedError("its operator in torch pads both sides alike")
@@ -56,4 +57,4 @@ def conv_s8(case: dict[str, Any], threads: int) -> Callable[[], torch.Tensor]:
         y = torch.ops.onednn.qconv_pointwise(*inputs, 1.0, case["y_zero"], torch.uint8, "none", [], "")
         return y.permute(0, 2, 3, 1)
 
-    return call
+    return call, call

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import onnx
 import onnxruntime as ort
 
 from bench.peers.cached import kept, model_of, onnx_file
+from bench.peers.crew import Built, in_turn
 
 ort.set_default_logger_severity(3)
 
 
-def network(case: dict[str, Any], threads: int) -> Callable[[], np.ndarray]:
+def network(case: dict[str, Any], threads: int) -> Built:
     """A network quantised by onnxruntime: QDQ, per channel, calibrated on the images given."""
     model, x = model_of(case["name"]), case["x"]
     plain = onnx_file(model, case["name"], x.shape[1:])
@@ -49,7 +50,7 @@ def network(case: dict[str, Any], threads: int) -> Callable[[], np.ndarray]:
     return bound(str(made), {"x": x}, threads)
 
 
-def gemm_s8(case: dict[str, Any], threads: int) -> Callable[[], np.ndarray]:
+def gemm_s8(case: dict[str, Any], threads: int) -> Built:
     """QGemm, which is what QDQ graphs of a linear layer become; its bias is in int32, so a code may differ by one."""
     names = ("x_scale", "x_zero", "weight", "w_scale", "w_zero", "bias", "y_scale", "y_zero")
     node = onnx.helper.make_node(
@@ -59,7 +60,7 @@ def gemm_s8(case: dict[str, Any], threads: int) -> Callable[[], np.ndarray]:
     return bound(of_one(node, _constants(case), *shapes), {"x": case["x"]}, threads)
 
 
-def conv_s8(case: dict[str, Any], threads: int) -> Callable[[], np.ndarray]:
+def conv_s8(case: dict[str, Any], threads: int) -> Built:
     """QLinearConv on channels_last codes, as its optimiser writes it; its bias is in int32, so a code may differ by one."""
     names = ("x_scale", "x_zero", "weight", "w_scale", "w_zero", "y_scale", "y_zero", "bias")
     node = onnx.helper.make_node(
@@ -76,6 +77,30 @@ def conv_s8(case: dict[str, Any], threads: int) -> Callable[[], np.ndarray]:
     )
     shapes = case["x"].shape, (1, None, None, len(case["bias"]))
     return bound(of_one(node, _constants(case), *shapes), {"x": case["x"]}, threads)
+
+
+def gemm_w4a8(case: dict[str, Any], threads: int) -> Built:
+    """MatMulNBits at accuracy level 4, which quantises activations to int8 in blocks."""
+    codes, scale = (case["codes"] + 8).astype(np.uint8), case["scale"]
+    outputs, length = codes.shape
+    block = case["group"] or length
+    packed = (codes[:, 0::2] | codes[:, 1::2] << 4).reshape(outputs, length // block, block // 2)
+    node = onnx.helper.make_node(
+        "MatMulNBits",
+        ["x", "packed", "scale"],
+        ["y"],
+        domain="com.microsoft",
+        K=length,
+        N=outputs,
+        bits=4,
+        block_size=block,
+        accuracy_level=4,
+    )
+    shapes = case["x"].shape, (len(case["x"]), outputs)
+    constants = {"packed": packed, "scale": scale.reshape(-1)}
+    model = of_one(node, constants, *shapes, dtype=onnx.TensorProto.FLOAT)
+    calls = [bound(model, {"x": case["x"]}, threads) for _ in range(case["copies"])]
+    return in_turn(calls)
 
 
 def _constants(case: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +135,7 @@ def of_one(
     return onnx.helper.make_model(graph, opset_imports=sets, ir_version=9).SerializeToString()
 
 
-def bound(model: str | bytes, inputs: dict[str, np.ndarray], threads: int) -> Callable[[], np.ndarray]:
+def bound(model: str | bytes, inputs: dict[str, np.ndarray], threads: int) -> Built:
     """A call of a model on arrays that stay where they are."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -124,11 +149,7 @@ def bound(model: str | bytes, inputs: dict[str, np.ndarray], threads: int) -> Ca
     output = session.get_outputs()[0].name
     binding.bind_ortvalue_output(output, place)
 
-    def call() -> np.ndarray:
-        session.run_with_iobinding(binding)
-        return place.numpy()
-
-    return call
+    return partial(session.run_with_iobinding, binding), place.numpy
 
 
 def _to_any(session: ort.InferenceSession, binding: Any) -> Any:

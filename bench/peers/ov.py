@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,13 @@ import openvino as ov
 from openvino import opset13 as op
 
 from bench.peers.cached import kept, model_of, onnx_file
+from bench.peers.crew import Built, in_turn
 
 # A multiplication by one would be removed before the int8 forms are looked for.
 STEP = np.float32(0.5)
 
 
-def network(case: dict[str, Any], threads: int) -> Callable[[], np.ndarray]:
+def network(case: dict[str, Any], threads: int) -> Built:
     """A network quantised by NNCF with its own defaults, calibrated on the images given."""
     model, x = model_of(case["name"]), case["x"]
     plain = onnx_file(model, case["name"], x.shape[1:])
@@ -33,7 +33,7 @@ def network(case: dict[str, Any], threads: int) -> Callable[[], np.ndarray]:
     return bound(network, [x], threads)
 
 
-def gemm_s8(case: dict[str, Any], threads: int) -> Callable[[], np.ndarray]:
+def gemm_s8(case: dict[str, Any], threads: int) -> Built:
     """A product of dequantised tensors, requantised: the compiler folds all of it into one int8 layer."""
     given = op.parameter(case["x"].shape, np.uint8)
     weight = op.multiply(
@@ -43,7 +43,28 @@ def gemm_s8(case: dict[str, Any], threads: int) -> Callable[[], np.ndarray]:
     return bound(ov.Model([requantised(summed, case)], [given]), [case["x"]], threads)
 
 
-def conv_s8(case: dict[str, Any], threads: int) -> Callable[[], np.ndarray]:
+def gemm_w4a8(case: dict[str, Any], threads: int) -> Built:
+    """A product with compressed weights; by its own defaults it quantises activations in groups."""
+    outputs, length = case["codes"].shape
+    groups = case["scale"].shape[1]
+    given = op.parameter(case["x"].shape, np.float32)
+    # Two's complement, low nibble first.
+    nibbles = (case["codes"] & 15).astype(np.uint8).reshape(outputs, -1)
+    packed = nibbles[:, 0::2] | nibbles[:, 1::2] << 4
+    grouped = [outputs, length] if groups == 1 else [outputs, groups, length // groups]
+    scale = case["scale"] if groups == 1 else case["scale"][:, :, None]
+    calls = []
+    for _ in range(case["copies"]):
+        codes = op.constant(ov.Tensor(packed, grouped, ov.Type.i4))
+        weight = op.multiply(op.convert(codes, "f32"), op.constant(scale))
+        if groups > 1:
+            weight = op.reshape(weight, op.constant([outputs, length]), False)
+        model = ov.Model([op.matmul(given, weight, False, True)], [given])
+        calls.append(bound(model, [case["x"]], threads))
+    return in_turn(calls)
+
+
+def conv_s8(case: dict[str, Any], threads: int) -> Built:
     """A convolution of dequantised tensors, requantised; codes come and go in channels_last, which is its own layout."""
     given = op.parameter(case["x"].shape, np.uint8)
     x = op.transpose(given, op.constant([0, 3, 1, 2]))
@@ -73,7 +94,7 @@ def requantised(node: ov.Node, case: dict[str, Any]) -> ov.Node:
     return op.convert(codes, "u8")
 
 
-def bound(model: ov.Model, inputs: list[np.ndarray], threads: int) -> Callable[[], np.ndarray]:
+def bound(model: ov.Model, inputs: list[np.ndarray], threads: int) -> Built:
     """A call of a model on arrays that stay where they are."""
     settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
     request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
@@ -83,8 +104,4 @@ def bound(model: ov.Model, inputs: list[np.ndarray], threads: int) -> Callable[[
     request.infer()
     output = request.get_output_tensor(0)
 
-    def call() -> np.ndarray:
-        request.infer()
-        return output.data
-
-    return call
+    return request.infer, lambda: output.data

@@ -50,18 +50,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build(module: str, suite: str, case: dict[str, Any], threads: int) -> tuple[Any, Any]:
-    """The call to time, and what it returned the first time."""
+    """The call to time, and the result of its first time."""
     engine = importlib.import_module(module)
     if not hasattr(engine, suite):
         raise NotImplementedError(f"it has nothing for {suite}")
-    run = getattr(engine, suite)(case, threads)
-    return run, array(run())
+    run, result = getattr(engine, suite)(case, threads)
+    run()
+    return run, array(result())
 
 
 def array(result: Any) -> np.ndarray:
     """A result as numpy; of torch's quantised tensors the codes."""
     if getattr(result, "is_quantized", False):
         result = result.int_repr()
+    elif hasattr(result, "float"):
+        # numpy knows no bfloat16.
+        result = result.float() if result.is_floating_point() else result
     # Away from memory that the next call writes.
     return np.array(result)
 

@@ -6,14 +6,14 @@ import os
 
 def right(case, threads):
     """Give back what the case wants."""
-    return lambda: case["want"]
+    return list, lambda: case["want"]
 
 
 def off_by_two(case, threads):
     """One code of many is wrong."""
     wrong = case["want"].copy()
     wrong.flat[-1] += 2
-    return lambda: wrong
+    return list, lambda: wrong
 
 
 def refuses(case, threads):
@@ -34,4 +34,4 @@ def dies(case, threads):
 def asks_for_tiles(case, threads):
     """Give the system's answer to a wish for AMX: 0, or -1."""
     answer = ctypes.CDLL(None).syscall(158, 0x1023, 18)
-    return lambda: case["want"] * 0 + answer
+    return list, lambda: case["want"] * 0 + answer
