@@ -49,8 +49,11 @@ check: setup
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+# Kernels for regressions (compare with `pytest-benchmark compare`), then every suite; FLAGS=--quick or FLAGS=--peers go to these.
+SUITES := limits fake_quantize gemm_s8 gemm_w4a8 conv_s8 network
 bench: setup data
-	$(PY) -m bench.run network
+	$(PY) -m pytest bench/test_kernels.py --benchmark-autosave
+	for suite in $(SUITES); do $(PY) -m bench.run $$suite $(FLAGS) || exit 1; done
 
 # Other engines for `python -m bench.run SUITE --peers`.
 peers: setup

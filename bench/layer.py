@@ -19,21 +19,46 @@ from pyquant.runtime.program import Op, Program, Value
 
 def linear_op(m: int, n: int, k: int, bits: int, generator: torch.Generator) -> Program:
     """A linear layer ``[M, K] -> [M, N]``, uint8 codes in and out, with random symmetric weights of ``bits`` bits."""
+    return _random_op("linear", (1, m, k), (1, m, n), (1, 1), (0, 0), 1, 1, bits, generator)
+
+
+def conv_op(
+    size: int, inputs: int, outputs: int, kernel: int, stride: int, groups: int, generator: torch.Generator
+) -> Program:
+    """A convolution of a ``size x size`` map, padded to keep its size at stride 1; uint8 codes, random 8-bit weights."""
+    after = -(-size // stride)
+    shapes = (size, size, inputs), (after, after, outputs)
+    padding = (kernel // 2, kernel // 2)
+    return _random_op("conv", *shapes, (kernel, kernel), padding, stride, groups, 8, generator)
+
+
+def _random_op(
+    name: str,
+    before: tuple[int, ...],
+    after: tuple[int, ...],
+    kernel: tuple[int, int],
+    padding: tuple[int, int],
+    stride: int,
+    groups: int,
+    bits: int,
+    generator: torch.Generator,
+) -> Program:
     edge = 2 ** (bits - 1) - 1
-    codes = torch.randint(-edge, edge + 1, (n, k), generator=generator)
-    # Accumulators of random codes have a deviation of some 74 * edge / sqrt(3) * sqrt(K): this spreads them over the codes.
-    multiplier = torch.full((n,), 40 / (74 * edge / 3**0.5 * k**0.5))
+    outputs, taps = after[2], kernel[0] * kernel[1] * before[2] // groups
+    codes = torch.randint(-edge, edge + 1, (outputs, taps), generator=generator)
+    # Accumulators of random codes have a deviation of some 74 * edge / sqrt(3) * sqrt(taps): this spreads them over the codes.
+    multiplier = torch.full((outputs,), 40 / (74 * edge / 3**0.5 * taps**0.5))
     tensors = {
         "weight": pack(codes, bits),
         "multiplier": multiplier,
-        "bias": torch.randn(n, generator=generator),
+        "bias": torch.randn(outputs, generator=generator),
     }
     attributes = {
-        "stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1, "kernel": (1, 1), "x_zero": 128,
-        "weight_bits": bits, "weight_signed": True, "y_zero": 128, "low": 0, "high": 255,
+        "stride": (stride, stride), "padding": padding * 2, "dilation": (1, 1), "groups": groups, "kernel": kernel,
+        "x_zero": 128, "weight_bits": bits, "weight_signed": True, "y_zero": 128, "low": 0, "high": 255,
     }  # fmt: skip
-    values = {"x": Value("codes", (1, m, k)), "y": Value("codes", (1, m, n))}
-    return Program(values, (Op("conv", "linear", ("x",), "y", attributes, tensors),), ("x",), ("y",))
+    values = {"x": Value("codes", before), "y": Value("codes", after)}
+    return Program(values, (Op("conv", name, ("x",), "y", attributes, tensors),), ("x",), ("y",))
 
 
 def alone(program: Program, op: Op) -> Program:

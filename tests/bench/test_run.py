@@ -7,7 +7,7 @@ import torch
 
 from bench import layer, run, timing
 from bench.conv_s8 import float_layer, geometries
-from bench.layer import alone, engine_call, linear_op, multiplications, random_inputs
+from bench.layer import alone, conv_op, engine_call, linear_op, multiplications, random_inputs
 from bench.record import MACHINE
 from pyquant.errors import BackendError
 from pyquant.ops.backend import missing
@@ -86,13 +86,21 @@ def test_what_cannot_be_run(argv, capsys):
     assert stopped.value.code == 2 and "usage" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_random_linear_layers_use_the_whole_range_of_codes(bits):
+RANDOM = {
+    "linear w8": lambda generator: linear_op(17, 63, 500, 8, generator),
+    "linear w4": lambda generator: linear_op(17, 63, 500, 4, generator),
+    "conv": lambda generator: conv_op(9, 24, 63, 3, 2, 1, generator),
+    "depthwise": lambda generator: conv_op(9, 24, 24, 3, 1, 24, generator),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_random_layers_use_the_whole_range_of_codes(name):
     """A layer whose codes all saturate would hide wrong sums."""
     generator = torch.Generator().manual_seed(1)
-    layer_program = linear_op(17, 63, 500, bits, generator)
+    layer_program = RANDOM[name](generator)
     inputs = random_inputs(layer_program, 1, generator)
-    codes = engine_call(layer_program, inputs, 1)()
+    codes = engine_call(layer_program, inputs, 1)().clone()
     saturated = ((codes == 0) | (codes == 255)).float().mean().item()
     assert saturated < 0.01 and codes.float().std() > 30
     layer_program.ops[0].tensors["bias"][3] += 5
