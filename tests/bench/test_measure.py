@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench import measure, timing
+from bench import gemm_w4a8, measure, timing
+from bench.gemm_w4a8 import slower
 from bench.measure import bound_of
 
 
@@ -73,3 +74,21 @@ def test_limits_are_those_of_the_instruction_set(monkeypatch):
     )
     limits = ("madd", "madd", "vnni512", "fma512", "fma512", "amx", "vnni512", "amx")
     assert tuple(bound_of(name) for name in names) == limits
+
+
+def test_what_takes_longer_bounds_a_layer_that_reads_and_computes(clock):
+    found = measured(clock)
+    # 2e12 operations and 2e9 bytes a second.
+    assert slower(found, {"vnni512": 1e10, "read": 1e6}) == "vnni512"
+    assert slower(found, {"vnni512": 1e10, "read": 2e7}) == "read"
+    assert slower(found, {"amx": 1e20, "read": 1.0}) == "read"
+    assert slower(found, {"amx": 1e20}) is None
+
+
+@pytest.mark.parametrize(
+    ("m", "cache", "copies"),
+    [(1, 480 << 20, 75), (16, 16 << 20, 10), (128, 480 << 20, 10), (4, 4 << 30, 128)],
+)
+def test_copies_of_weights_overflow_the_last_cache_where_reading_counts(monkeypatch, m, cache, copies):
+    monkeypatch.setattr(gemm_w4a8, "caches", lambda: (1, 1, cache))
+    assert gemm_w4a8.copies_of(m, 4096, quick=False) == copies
