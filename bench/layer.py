@@ -14,6 +14,7 @@ from pyquant.ops.pack import pack
 from pyquant.runtime.compare import same_bytes
 from pyquant.runtime.execute_cpu import load
 from pyquant.runtime.execute_reference import ReferenceExecutor, conv_weight
+from pyquant.runtime.geometry import rows_shape
 from pyquant.runtime.program import Op, Program, Value
 
 
