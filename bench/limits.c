@@ -52,18 +52,17 @@ typedef struct {
 #define FMA_VEX(i) asm volatile("vfmadd231ps %1, %2, %0" : "+x"(c##i) : "x"(a), "x"(b));
 
 CHAINS(vnni512, "avx512f", __m512i, _mm512_set1_epi8(1), DOT)
+#ifdef NEW_INSTRUCTIONS
 CHAINS(vnni256, "avx2", __m256i, _mm256_set1_epi8(1), DOT_VEX)
+#endif
 CHAINS(madd, "avx2", __m256i, _mm256_set1_epi16(1), MADD16)
 CHAINS(fma512, "avx512f", __m512, _mm512_set1_ps(1e-9f), FMA)
 CHAINS(fma256, "avx2", __m256, _mm256_set1_ps(1e-9f), FMA_VEX)
 
+#ifdef NEW_INSTRUCTIONS
 static int asked_for_tiles(void) {
-#ifdef WITH_AMX
   // ARCH_REQ_XCOMP_PERM for XTILEDATA: the kernel gives tiles to processes that ask.
   return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-#else
-  return 0;
-#endif
 }
 
 // A CPUID feature bit of leaf 7; __builtin_cpu_supports does not know all of them in every compiler.
@@ -73,7 +72,6 @@ static int leaf7(int subleaf, int reg, int bit) {
   return r[reg] >> bit & 1;
 }
 
-#ifdef WITH_AMX
 static void amx(long repeats) {
   // Palette 1; eight tiles of 16 rows of 64 bytes. Four sums, two left and two right tiles, as a kernel would use them.
   struct { uint8_t palette, start, reserved[14]; uint16_t columns[16]; uint8_t rows[16]; } config = {.palette = 1};
@@ -116,11 +114,13 @@ static void stream128(char* to, const char* from, size_t bytes) {
 }
 #endif
 
+typedef uint64_t Pair __attribute__((vector_size(16)));
+
 static void read_plain(const char* p, size_t bytes) {
-  uint64_t sums[8] = {0};
-  for (size_t i = 0; i < bytes; i += 64)
-    for (int j = 0; j < 8; ++j) sums[j] |= ((const uint64_t*)(p + i))[j];
-  for (int j = 0; j < 8; ++j) (void)*(volatile uint64_t*)&sums[j];
+  Pair sums[8] = {{0}};
+  for (size_t i = 0; i < bytes; i += 128)
+    for (int j = 0; j < 8; ++j) sums[j] |= ((const Pair*)(p + i))[j];
+  for (int j = 0; j < 8; ++j) (void)*(volatile Pair*)&sums[j];
 }
 
 static void read_bytes(const char* p, size_t bytes) {
@@ -154,8 +154,10 @@ int limit_available(int which) {
   const int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
   switch (which) {
     case VNNI512: return avx512 && __builtin_cpu_supports("avx512vnni");
+#ifdef NEW_INSTRUCTIONS
     case VNNI256: return avx2 && leaf7(1, 0, 4);
     case AMX: return avx512 && leaf7(0, 3, 24) && leaf7(0, 3, 25) && asked_for_tiles();
+#endif
     case MADD:
     case FMA256: return avx2;
     case FMA512: return avx512;
@@ -170,11 +172,11 @@ static void* work(void* pointer) {
   switch (job->which) {
 #ifdef __x86_64__
     case VNNI512: vnni512(job->repeats); break;
-    case VNNI256: vnni256(job->repeats); break;
     case MADD: madd(job->repeats); break;
     case FMA512: fma512(job->repeats); break;
     case FMA256: fma256(job->repeats); break;
-#ifdef WITH_AMX
+#ifdef NEW_INSTRUCTIONS
+    case VNNI256: vnni256(job->repeats); break;
     case AMX: amx(job->repeats); break;
 #endif
 #endif
