@@ -5,7 +5,6 @@
 #include <string_view>
 
 #include "cpu/isa.h"
-#include "engine/linear_w4.h"
 #include "engine/section.h"
 
 namespace py = pybind11;
@@ -45,23 +44,6 @@ void bind_integer(py::module_& m) {
       .def_property_readonly("isa", [](const Program& program) { return program.engine.isa(); })
       .def("run", &run, "inputs"_a, "outputs"_a, "batch"_a, "threads"_a,
            "Addresses of contiguous tensors, codes [B, H, W, C] and floats in torch's layout. Releases the GIL.");
-  py::class_<LinearW4>(m, "LinearW4", "A linear layer with 4-bit weights, packed once.")
-      .def(py::init([](uintptr_t codes, uintptr_t zero, uintptr_t scale, int64_t outputs, int64_t length,
-                       int64_t group_size, const std::string& isa) {
-             return std::make_unique<LinearW4>(at<const int8_t>(codes), at<const int32_t>(zero), at<const float>(scale),
-                                               outputs, length, group_size, isa);
-           }),
-           "codes"_a, "zero"_a, "scale"_a, "outputs"_a, "length"_a, "group_size"_a, "isa"_a = "auto",
-           "codes: int8 [N, K] of -8..7; zero: int32, scale: float32 [N, K / group_size].")
-      .def(
-          "run",
-          [](const LinearW4& layer, uintptr_t x, uintptr_t x_zero, uintptr_t x_scale, uintptr_t y, int64_t rows,
-             int threads) {
-            layer.run(at<const uint8_t>(x), at<const int32_t>(x_zero), at<const float>(x_scale), at<float>(y), rows,
-                      threads);
-          },
-          "x"_a, "x_zero"_a, "x_scale"_a, "y"_a, "rows"_a, "threads"_a, py::call_guard<py::gil_scoped_release>(),
-          "x: uint8 [M, K]; x_zero: int32 [M]; x_scale: float32 [M]; y: float32 [M, N]. Releases the GIL.");
 }
 
 }  // namespace pyquant

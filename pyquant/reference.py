@@ -79,6 +79,26 @@ def fake_quantize_backward(
     return dx, dscale, dzero
 
 
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes of activations on a grid of their own for each row: symmetric, 8 bits, -127..127.
+
+    ``s = max(max |x| / 127, 2^-126)`` and ``q = round_half_even(x / s)``, each operation rounded in float32. A row that holds
+    a NaN or an infinity has no grid: its scale is NaN and its codes are 0, so all that is computed from it is NaN.
+
+    Args:
+        x: ``[M, K]``, any float dtype, widened to float32.
+
+    Returns:
+        ``[M, K]`` int8 codes and ``[M]`` float32 scales.
+    """
+    wide = x.float()
+    most = wide.abs().amax(1)
+    smallest = torch.finfo(torch.float32).tiny
+    scale = torch.where(most.isfinite(), (most / torch.tensor(127.0)).clamp_min(smallest), torch.nan)
+    codes = torch.round(wide / scale[:, None])
+    return torch.where(scale.isnan()[:, None], 0.0, codes).to(torch.int8), scale
+
+
 # ---------------------------------------------------------------------------------------------------- integers: accumulate
 def accumulate_conv(
     x: Tensor,

@@ -1,80 +1,118 @@
-// Matrix product with 4-bit weights: nibbles are unpacked in registers beside the dot product, as codes times 16, so
-// that no sign extension is needed; a group's sum is divided by 16 again, exactly.
+// A few rows times two, three or four-bit weights, in terms of LowBit: codes are unpacked in registers beside the dot
+// product. Totals lie in memory, so that registers are for sums.
 #pragma once
-#include "cpu/kernels.h"
+#include <algorithm>
+
+#include "cpu/gemm_w4.h"
 
 namespace pyquant {
 namespace {
 
-template <int R, int P>
-void gemm_w4_tile(const GemmW4& w4, const GemmW4Rows& rows, int64_t first, int64_t panel) {
-  constexpr int64_t kBytes = kLanes * 4;
-  const int64_t panel_bytes = w4.groups * w4.eights * kBytes;
-  const uint8_t* w = w4.weight + panel * panel_bytes;
-  const uint8_t* x[R];
-  for (int r = 0; r < R; ++r) x[r] = rows.x + (first + r) * rows.stride;
-  Lanes::Floats total[R][P];
-  for (int r = 0; r < R; ++r) {
-    for (int p = 0; p < P; ++p) total[r][p] = Lanes::set_float(0);
-  }
-  for (int64_t g = 0; g < w4.groups; ++g) {
-    Lanes::Ints acc[R][P];
+constexpr int kTilePanels = LowBit::kTilePanels;
+constexpr int64_t kScaleBytes = kPanel * sizeof(float);
+// Far enough for memory, near enough not to be evicted; measured.
+constexpr int64_t kPrefetch = 1024;
+constexpr int64_t kTileFloats = kTilePanels * kPanel;  // totals of a row
+
+// Codes and scales of kTilePanels panels, packed or unpacked, and the part of K that they are: groups
+// [group_begin, group_end), or of a long group blocks [block_begin, block_end), with sums kept in between.
+struct Codes {
+  const uint8_t* codes[kTilePanels];
+  const uint8_t* scale[kTilePanels];
+  int64_t next_codes;  // bytes from group to group
+  int64_t next_scale;
+  int64_t group_begin, group_end;
+  int64_t block_begin, block_end;
+  const uint8_t* next[kTilePanels];  // the packed codes that come after this part: to be in the cache by then
+  int64_t next_lines;                // of each panel
+};
+
+template <int R, int kBits>
+void gemm_w4_tile(const GemmW4& w4, const RowCodes& rows, const Codes& from, int64_t first, int64_t panel,
+                  float* totals, int32_t* kept) {
+  constexpr int P = kTilePanels;
+  for (int64_t g = from.group_begin; g < from.group_end; ++g) {
+    LowBit::Ints acc[R][P];
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      for (int p = 0; p < P; ++p) acc[r][p] = Lanes::set_int(0);
-    }
-    for (int64_t e = 0; e < w4.eights; ++e) {
-      for (int half = 0; half < 2; ++half) {
-        Lanes::Weights now[P];
-        for (int p = 0; p < P; ++p) {
-          now[p] = half == 0 ? Lanes::low_nibbles(w + p * panel_bytes) : Lanes::high_nibbles(w + p * panel_bytes);
-        }
-        for (int r = 0; r < R; ++r) {
-          const Lanes::Broadcast four = Lanes::broadcast(x[r] + 4 * half);
-          for (int p = 0; p < P; ++p) acc[r][p] = Lanes::dot(acc[r][p], four, now[p]);
-        }
+#pragma GCC unroll 2
+      for (int p = 0; p < P; ++p) {
+        acc[r][p] = from.block_begin != 0   ? LowBit::load_ints(kept + (r * P + p) * kPanel)
+                    : rows.seed != nullptr ? LowBit::set_int(rows.seed[g * rows.count + first + r])
+                                           : LowBit::set_int(0);
       }
-      w += kBytes;
-      for (int r = 0; r < R; ++r) x[r] += 8;
     }
-    // sum (x - zx)(w - zw) = sum x w - zx sum w - zw sum (x - zx)
-    for (int p = 0; p < P; ++p) {
-      const int64_t at = ((panel + p) * w4.groups + g) * kLanes;
-      const Lanes::Ints sum = Lanes::load_ints(w4.weight_sum + at), zero = Lanes::load_ints(w4.weight_zero + at);
-      const Lanes::Floats scale = Lanes::load_floats(w4.scale + at);
+    const uint8_t* codes[P];
+    for (int p = 0; p < P; ++p) codes[p] = from.codes[p] + (g - from.group_begin) * from.next_codes;
+    for (int64_t b = g * w4.blocks + from.block_begin; b < g * w4.blocks + from.block_end; ++b) {
+      const int8_t* x = rows.x + (b / 2 * rows.count + first) * kChunk + b % 2 * kBlock;
+      LowBit::Sums sums[R][P];
+#pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        const int64_t row = first + r;
-        const Lanes::Ints from_x = Lanes::mul_ints(Lanes::set_int(rows.x_zero[row]), sum);
-        const Lanes::Ints from_w = Lanes::mul_ints(Lanes::set_int(rows.x_sum[row * w4.groups + g]), zero);
-        const Lanes::Ints exact = Lanes::sub_ints(Lanes::sub_ints(Lanes::divide_by_16(acc[r][p]), from_x), from_w);
-        total[r][p] = Lanes::add(total[r][p], Lanes::mul(Lanes::to_float(exact), scale));
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) sums[r][p] = LowBit::open(acc[r][p]);
+      }
+      if (kBits != 8) {
+        for (int p = 0; p < P; ++p) {
+          for (int i = 0; i < kBits; ++i) LowBit::prefetch(codes[p] + kPrefetch + 64 * i);
+        }
+      }
+#pragma GCC unroll 8
+      for (int q = 0; q < 8; ++q) {
+        LowBit::Quad w[P];
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) w[p] = LowBit::template quad<kBits>(codes[p], q);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const auto four = LowBit::four(x + r * kChunk + 4 * q);
+#pragma GCC unroll 2
+          for (int p = 0; p < P; ++p) sums[r][p] = LowBit::dot_codes(sums[r][p], w[p], four);
+        }
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) acc[r][p] = LowBit::close(acc[r][p], sums[r][p]);
+      }
+      for (int p = 0; p < P; ++p) codes[p] += 64 * kBits;
+    }
+    if (from.block_end != w4.blocks) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) LowBit::store_ints(kept + (r * P + p) * kPanel, acc[r][p]);
+      }
+      continue;
+    }
+    if (rows.seed == nullptr) {
+#pragma GCC unroll 2
+      for (int p = 0; p < P; ++p) {
+        const int64_t at = ((panel + p) * w4.groups + g) * kPanel;
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const int64_t row = first + r, entry = g * rows.count + row;
+          if (w4.pair != nullptr) {
+            acc[r][p] = LowBit::add_pair(acc[r][p], w4.pair + at, rows.pair[entry]);
+          } else {
+            const auto from_w = LowBit::mul_ints(LowBit::set_int(rows.sum[entry]), LowBit::load_ints(w4.zero + at));
+            const auto from_x = LowBit::mul_ints(LowBit::set_int(rows.zero[row]), LowBit::load_ints(w4.sum + at));
+            acc[r][p] = LowBit::sub_ints(LowBit::sub_ints(acc[r][p], from_w), from_x);
+          }
+        }
+      }
+    }
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p) {
+      const uint8_t* at = from.scale[p] + (g - from.group_begin) * from.next_scale;
+      const LowBit::Floats scale = LowBit::load_floats(reinterpret_cast<const float*>(at));
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        float* to = totals + (r * P + p) * kPanel;
+        const LowBit::Floats total = LowBit::mul(LowBit::to_float(acc[r][p]), scale);
+        LowBit::store_floats(to, LowBit::add(LowBit::load_floats(to), total), kPanel);
       }
     }
   }
-  for (int r = 0; r < R; ++r) {
-    const int64_t row = first + r;
-    const Lanes::Floats scale = Lanes::set_float(rows.x_scale[row]);
-    for (int p = 0; p < P; ++p) {
-      const int64_t channel = (panel + p) * kLanes;
-      const int64_t n = w4.channels - channel < kLanes ? w4.channels - channel : kLanes;
-      Lanes::store_floats(rows.y + row * rows.y_stride + channel, Lanes::mul(total[r][p], scale), n);
-    }
-  }
-}
-
-template <int P>
-void gemm_w4_panels(const GemmW4& w4, const GemmW4Rows& rows, int64_t panel) {
-  // Totals and accumulators both live in registers, so tiles are half as tall as int8's.
-  int64_t first = 0;
-  for (; first + 4 <= rows.count; first += 4) gemm_w4_tile<4, P>(w4, rows, first, panel);
-  if (rows.count - first == 3) gemm_w4_tile<3, P>(w4, rows, first, panel);
-  if (rows.count - first == 2) gemm_w4_tile<2, P>(w4, rows, first, panel);
-  if (rows.count - first == 1) gemm_w4_tile<1, P>(w4, rows, first, panel);
-}
-
-void gemm_w4(const GemmW4& w4, const GemmW4Rows& rows, int64_t panel_begin, int64_t panel_end) {
-  int64_t panel = panel_begin;
-  for (; panel + Lanes::kPanels <= panel_end; panel += Lanes::kPanels) gemm_w4_panels<Lanes::kPanels>(w4, rows, panel);
-  for (; panel < panel_end; ++panel) gemm_w4_panels<1>(w4, rows, panel);
 }
 
 }  // namespace

@@ -111,29 +111,6 @@ struct QuantizeLayer {
   int32_t zero;
 };
 
-// 4-bit weights, dequantised group by group in float32: y = x_scale * sum_g (float(acc_g) * scale_g), g ascending.
-struct GemmW4 {
-  const uint8_t* weight;       // [panels][K' / 8][16][4]: low nibbles hold k 0..3, high nibbles k 4..7 of each eight
-  const float* scale;          // [panels][groups][16]
-  const int32_t* weight_zero;  // [panels][groups][16]
-  const int32_t* weight_sum;   // [panels][groups][16]: sum of the group's codes
-  int64_t groups;
-  int64_t eights;  // per group
-  int64_t channels;
-};
-
-// Rows of activations: codes padded with zeros to K' bytes a row.
-struct GemmW4Rows {
-  const uint8_t* x;
-  int64_t stride;
-  const int32_t* x_zero;  // [rows]
-  const float* x_scale;   // [rows]
-  const int32_t* x_sum;   // [rows][groups]: sum over the group of (code - x_zero)
-  float* y;
-  int64_t y_stride;
-  int64_t count;
-};
-
 struct Kernels {
   // The most steps of a run that a convolution takes at once; the runs of its weights are padded to whole chunks of
   // equal size. 0: runs of any length.
@@ -146,7 +123,6 @@ struct Kernels {
   void (*lookup)(const uint8_t* table, const uint8_t* x, uint8_t* y, int64_t count);
   void (*quantize)(const QuantizeLayer&, const float* x, uint8_t* y, int64_t count);
   void (*dequantize)(float scale, float zero, const uint8_t* x, float* y, int64_t count);
-  void (*gemm_w4)(const GemmW4&, const GemmW4Rows&, int64_t panel_begin, int64_t panel_end);
 };
 
 const Kernels* kernels_amx();  // null if the compiler knew no AMX

@@ -5,13 +5,12 @@
 #include "cpu/conv_tile.h"
 #include "cpu/depthwise_band.h"
 #include "cpu/elementwise.h"
-#include "cpu/gemm_w4_tile.h"
 
 namespace pyquant {
 
 const Kernels& kernels_avx512() {
   static const Kernels table = {0,      conv,     depthwise,  add,    average_pool,
-                                max_pool, lookup, quantize, dequantize, gemm_w4};
+                                max_pool, lookup, quantize, dequantize};
   return table;
 }
 

@@ -44,7 +44,6 @@ struct Lanes {
   static Ints mul_ints(Ints a, Ints b) {
     return {_mm256_mullo_epi32(a.low, b.low), _mm256_mullo_epi32(a.high, b.high)};
   }
-  static Ints divide_by_16(Ints a) { return {_mm256_srai_epi32(a.low, 4), _mm256_srai_epi32(a.high, 4)}; }
   static Ints load_codes(const uint8_t* p) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return {_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))};
@@ -110,16 +109,6 @@ struct Lanes {
     return {signed_even(low), signed_odd(low), signed_even(high), signed_odd(high)};
   }
   static Weights load_weights(const int8_t* p) { return widen(load(p), load(p + 32)); }
-  // Nibbles as codes times 16: the low ones first.
-  static Weights low_nibbles(const uint8_t* p) {
-    const __m256i mask = _mm256_set1_epi8(-16);
-    return widen(_mm256_and_si256(_mm256_slli_epi16(load(p), 4), mask),
-                 _mm256_and_si256(_mm256_slli_epi16(load(p + 32), 4), mask));
-  }
-  static Weights high_nibbles(const uint8_t* p) {
-    const __m256i mask = _mm256_set1_epi8(-16);
-    return widen(_mm256_and_si256(load(p), mask), _mm256_and_si256(load(p + 32), mask));
-  }
   static Broadcast broadcast(const uint8_t* p) {
     int32_t four;
     __builtin_memcpy(&four, p, 4);

@@ -33,7 +33,6 @@ struct Lanes {
   static Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
   static Ints sub_ints(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
   static Ints mul_ints(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
-  static Ints divide_by_16(Ints a) { return _mm512_srai_epi32(a, 4); }
   static Ints load_codes(const uint8_t* p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
@@ -95,13 +94,6 @@ struct Lanes {
   }
 
   static Weights load_weights(const int8_t* p) { return _mm512_loadu_si512(p); }
-  // Nibbles as codes times 16: the low ones first.
-  static Weights low_nibbles(const uint8_t* p) {
-    return _mm512_and_si512(_mm512_slli_epi16(_mm512_loadu_si512(p), 4), _mm512_set1_epi8(-16));
-  }
-  static Weights high_nibbles(const uint8_t* p) {
-    return _mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(-16));
-  }
   static Broadcast broadcast(const uint8_t* p) {
     int32_t four;
     __builtin_memcpy(&four, p, 4);

@@ -59,10 +59,6 @@ struct Lanes {
     for (int i = 0; i < 4; ++i) a.v[i] *= b.v[i];
     return a;
   }
-  static Ints divide_by_16(Ints a) {
-    for (int i = 0; i < 4; ++i) a.v[i] = reinterpret_cast<Unsigned4>(reinterpret_cast<Int4>(a.v[i]) >> 4);
-    return a;
-  }
   static Ints load_codes(const uint8_t* p) {
     Ints r;
     for (int i = 0; i < 4; ++i) r.v[i] = Unsigned4{p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]};
@@ -158,21 +154,6 @@ struct Lanes {
   static Weights load_weights(const int8_t* p) {
     Weights w;
     split(p, true, w.v);
-    return w;
-  }
-  // Nibbles as codes times 16: the low ones first.
-  static Weights low_nibbles(const uint8_t* p) {
-    uint8_t codes[64];
-    for (int i = 0; i < 64; ++i) codes[i] = static_cast<uint8_t>(p[i] << 4);
-    Weights w;
-    split(codes, true, w.v);
-    return w;
-  }
-  static Weights high_nibbles(const uint8_t* p) {
-    uint8_t codes[64];
-    for (int i = 0; i < 64; ++i) codes[i] = p[i] & 0xF0;
-    Weights w;
-    split(codes, true, w.v);
     return w;
   }
   // A product of uint8 and int8 fits 16 bits; a sum of two does not.

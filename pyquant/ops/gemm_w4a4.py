@@ -1,0 +1,106 @@
+"""gemm_w4a4: 4-bit activations, stored two to a byte, times weights of 2, 3 or 4 bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyquant.errors import ShapeError
+from pyquant.ops.backend import choose, register
+from pyquant.ops.conv_s8 import check_dtypes
+from pyquant.ops.gemm_w4 import check_row_grids, multiply
+from pyquant.ops.pack import unpack, words_of
+from pyquant.ops.packed_w4 import check_weights, packed_layer
+
+
+def gemm_w4a4(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    x_scale: Tensor,
+    *,
+    length: int,
+    x_zero: Tensor | None = None,
+    x_signed: bool = True,
+    zero_point: Tensor | None = None,
+    group_size: int | None = None,
+    signed: bool = True,
+    bits: int = 4,
+    backend: str = "auto",
+) -> Tensor:
+    """Multiply 4-bit activations by low-bit weights; both are stored packed.
+
+    On a CPU this saves memory, not arithmetic: no instruction multiplies nibbles, so the codes are unpacked to
+    bytes on the way, and the products cost what those of :func:`pyquant.ops.gemm_w4.gemm_w4` cost.
+
+    Args:
+        x: ``[M, ceil(K / 8)]`` int32, eight codes a word, low nibble first.
+        length: ``K``.
+        x_zero: ``[M]`` int32 zero points of the rows, within their codes; None means 0.
+        x_signed: whether activation codes are two's complement (-8..7) or 0..15.
+        packed, scale, x_scale, zero_point, group_size, signed, bits, backend: as in ``gemm_w4``.
+
+    Returns:
+        ``[M, N]`` float32.
+
+    Raises:
+        ShapeError, DTypeError, GridError, BackendError: as ``gemm_w4``.
+    """
+    check_dtypes(x=(x, torch.int32))
+    if x.dim() != 2 or length < 1 or x.shape[0] == 0 or x.shape[1] != words_of(length, 4):
+        raise ShapeError(
+            f"x is {list(x.shape)}; gemm_w4a4 takes [M, {words_of(length, 4)}] words for length={length}."
+        )
+    check_row_grids(x.shape[0], x_scale, x_zero)
+    check_weights("gemm_w4a4", length, packed, scale, zero_point, group_size, bits)
+    run = torch.ops.pyquant.gemm_w4a4 if backend == "auto" else choose("gemm_w4a4", x.device, backend).kernel
+    return run(x, packed, scale, x_scale, length, x_zero, x_signed, zero_point, group_size, signed, bits)
+
+
+torch.library.define(
+    "pyquant::gemm_w4a4",
+    "(Tensor x, Tensor packed, Tensor scale, Tensor x_scale, int length, Tensor? x_zero, bool x_signed, "
+    "Tensor? zero_point, int? group_size, bool signed, int bits) -> Tensor",
+)
+
+
+@torch.library.impl("pyquant::gemm_w4a4", "cpu")
+def _dispatch(x: Tensor, *args: Any) -> Tensor:
+    return choose("gemm_w4a4", x.device).kernel(x, *args)
+
+
+@torch.library.register_fake("pyquant::gemm_w4a4")
+def _fake(x: Tensor, packed: Tensor, *args: Any) -> Tensor:
+    return x.new_empty(x.shape[0], packed.shape[0], dtype=torch.float32)
+
+
+@register("gemm_w4a4", "reference")
+def _reference(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    x_scale: Tensor,
+    length: int,
+    x_zero: Tensor | None,
+    x_signed: bool,
+    *weights: Any,
+) -> Tensor:
+    return multiply(unpack(x, 4, x_signed, length), packed, scale, x_scale, x_zero, *weights)
+
+
+@register("gemm_w4a4", "cpu")
+def _cpu(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    x_scale: Tensor,
+    length: int,
+    x_zero: Tensor | None,
+    x_signed: bool,
+    zero_point: Tensor | None,
+    *options: Any,
+) -> Tensor:
+    layer = packed_layer(packed, scale, zero_point, length, *options)
+    return layer.words(x, x_scale, x_zero, x_signed)
