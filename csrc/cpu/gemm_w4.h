@@ -36,7 +36,7 @@ struct GemmW4 {
 
 // What the kernel needs of up to kRowBlock rows, besides their codes.
 struct RowCodes {
-  const int8_t* x;       // [K' / 64][count][64], zeros behind K
+  const int8_t* x;       // [K' / 64][count][64], zeros behind K; 1 KB behind it may be read
   const int32_t* seed;   // [groups][count]: if not null, all of the correction (one w_zero for all, x_zero = 0)
   const int32_t* pair;   // [groups][count]: -sum (x - x_zero) in the low half, -x_zero in the high one
   const int32_t* sum;    // [groups][count]: sum (x - x_zero)
@@ -59,6 +59,7 @@ struct GemmW4Kernels {
                        float* scale);
 };
 
+const GemmW4Kernels& gemm_w4_amx();  // those of avx512 where the compiler knows no tiles
 const GemmW4Kernels& gemm_w4_avx512();
 const GemmW4Kernels& gemm_w4_avx2();
 const GemmW4Kernels& gemm_w4_portable();

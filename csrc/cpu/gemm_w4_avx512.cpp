@@ -10,6 +10,8 @@ namespace pyquant {
 namespace {
 
 struct VnniRows {
+  static constexpr int64_t kRowsInRegisters = LowBit::kRowsInRegisters;
+
   static void run(const GemmW4& w4, const RowCodes& rows, const Codes& from, int64_t panel, float* totals,
                   int32_t* kept) {
     using Tile = void (*)(const VnniTile&);
@@ -27,8 +29,7 @@ struct VnniRows {
     t.continued = from.block_begin != 0;
     t.end = !last || wide ? VnniEnd::keep : rows.seed != nullptr ? VnniEnd::total : VnniEnd::pairs_total;
     const int64_t tiles = (rows.count + kMost - 1) / kMost;
-    const int64_t calls = tiles * (from.group_end - from.group_begin);
-    int64_t call = 0;
+    Ahead ahead(from, tiles * (from.group_end - from.group_begin));
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t begin = i * rows.count / tiles, end = (i + 1) * rows.count / tiles;
       t.sums = kept + begin * kTileFloats;
@@ -46,10 +47,7 @@ struct VnniRows {
           t.scale[p] = reinterpret_cast<const float*>(from.scale[p] + at * from.next_scale);
           t.pair[p] = w4.pair + ((panel + p) * w4.groups + g) * kPanel;
         }
-        for (int64_t line = from.next_lines * call / calls; line < from.next_lines * (call + 1) / calls; ++line) {
-          for (int p = 0; p < kTilePanels; ++p) LowBit::prefetch(from.next[p] + line * 64);
-        }
-        ++call;
+        ahead.step();
         kTiles[end - begin - 1](t);
       }
     }

@@ -3,11 +3,29 @@
 // once, into the first-level cache, and all the rows use it.
 #pragma once
 #include <algorithm>
+#include <cstring>
 
 #include "cpu/gemm_w4_tile.h"
 
 namespace pyquant {
 namespace {
+
+// Prefetches the packed codes that come after a part, a share of them at each of `calls` steps: all at once they would
+// stand in the way of the loads that are needed now.
+class Ahead {
+ public:
+  Ahead(const Codes& from, int64_t calls) : from_(from), calls_(calls) {}
+  void step() {
+    const int64_t end = from_.next_lines * ++call_ / calls_;
+    for (; line_ < end; ++line_) {
+      for (int p = 0; p < kTilePanels; ++p) LowBit::prefetch(from_.next[p] + line_ * 64);
+    }
+  }
+
+ private:
+  const Codes& from_;
+  int64_t calls_, call_ = 0, line_ = 0;
+};
 
 // All rows in tiles as even as can be; with kBits = 8, of codes that lie unpacked.
 template <int kBits>
@@ -25,6 +43,8 @@ void gemm_w4_rows(const GemmW4& w4, const RowCodes& rows, const Codes& from, int
 }
 
 struct PlainRows {
+  static constexpr int64_t kRowsInRegisters = LowBit::kRowsInRegisters;
+
   static void run(const GemmW4& w4, const RowCodes& rows, const Codes& from, int64_t panel, float* totals,
                   int32_t* kept) {
     gemm_w4_rows<8>(w4, rows, from, panel, totals, kept);
@@ -65,6 +85,8 @@ void gemm_w4_unpacked(const GemmW4& w4, const RowCodes& rows, const Codes& packe
           unpack_blocks<kBits>(packed.codes[p] + i * w4.record + b * 64 * kBits, part.block_end - b,
                                unpacked[p] + (i - g) * part.next_codes);
         }
+        // Tiles take blocks two by two.
+        if (w4.groups == 1 && part.block_end % 2 != 0) std::memset(unpacked[p] + (part.block_end - b) * 512, 0, 512);
       }
       Unpacked::run(w4, rows, part, panel, totals, kept);
     }
@@ -88,7 +110,7 @@ void gemm_w4_panels(const GemmW4& w4, const RowCodes& rows, int64_t panel_begin,
     for (int64_t i = 0; i < rows.count * kTileFloats; i += kPanel) {
       LowBit::store_floats(totals + i, LowBit::set_float(0), kPanel);
     }
-    if (rows.count <= LowBit::kRowsInRegisters) {
+    if (rows.count <= Unpacked::kRowsInRegisters) {
       gemm_w4_rows<kBits>(w4, rows, from, panel, totals, kept);
     } else {
       gemm_w4_unpacked<Unpacked, kBits>(w4, rows, from, panel, totals, kept);

@@ -30,6 +30,9 @@ void place(uint8_t* block, int64_t k, uint32_t code, int bits) {
   if (bits == 3) block[2 * 64] |= static_cast<uint8_t>((code >> 2) << quad);
 }
 
+// Kernels may read, and do not use, up to so many bytes behind the last row's codes.
+constexpr int64_t kSlack = 1024;
+
 bool fits_16_bits(int32_t v) { return v == static_cast<int16_t>(v); }
 
 int32_t in_halves(int32_t low, int32_t high) {
@@ -156,7 +159,7 @@ void LinearW4::run(const ActivationCodes& x, float* y, int64_t rows, int threads
   std::vector<int32_t> zero(static_cast<size_t>(std::min(rows, kRowBlock)));
   for (int64_t first = 0; first < rows; first += kRowBlock) {
     const int64_t count = std::min(kRowBlock, rows - first), stride = count * kChunk;
-    scratch.codes.grow(chunks * stride);
+    scratch.codes.grow(chunks * stride + kSlack);
     scratch.block_sum.resize(static_cast<size_t>(count * blocks));
     for (int64_t i = 0; i < count; ++i) zero[static_cast<size_t>(i)] = x.zero[first + i] - move;
     parallel_for(threads, count, [&](int64_t begin, int64_t end) {
@@ -192,7 +195,7 @@ void LinearW4::run(FloatType type, const void* x, void* y, int64_t rows, int thr
   const int64_t size = type == FloatType::f32 ? 4 : 2;
   for (int64_t first = 0; first < rows; first += kRowBlock) {
     const int64_t count = std::min(kRowBlock, rows - first), stride = count * kChunk;
-    scratch.codes.grow(chunks * stride);
+    scratch.codes.grow(chunks * stride + kSlack);
     scratch.block_sum.resize(static_cast<size_t>(count * blocks));
     scratch.scale.resize(static_cast<size_t>(count));
     parallel_for(threads, count, [&](int64_t begin, int64_t end) {
