@@ -27,6 +27,7 @@ struct alignas(64) TileShapes {
 
 struct AmxRows {
   static constexpr int64_t kRowsInRegisters = 4;
+  static constexpr int64_t kRowsStreamed = 2 * kTileRows;
 
   using Sums = int32_t[2][kTilePanels][kTileRows][kPanel];
 
@@ -36,22 +37,40 @@ struct AmxRows {
   int64_t panel;
   float* totals;
   int32_t* kept;
+  int64_t tiles;
   int64_t height;  // rows of a tile
   int64_t depth;   // k of a tile
   Ahead ahead;
 
-  static void run(const GemmW4& w4, const RowCodes& rows, const Codes& from, int64_t panel, float* totals,
-                  int32_t* kept) {
-    const int64_t tiles = (rows.count + kTileRows - 1) / kTileRows, height = (rows.count + tiles - 1) / tiles;
-    const int64_t depth = w4.blocks == 1 ? kBlock : kChunk;
-    AmxRows call = {w4,   rows,   from,  panel, totals,
-                    kept, height, depth, Ahead(from, (tiles + 1) / 2 * (from.group_end - from.group_begin))};
+  AmxRows(const GemmW4& w4_, const RowCodes& rows_, const Codes& from_, int64_t panel_, float* totals_, int32_t* kept_)
+      : w4(w4_),
+        rows(rows_),
+        from(from_),
+        panel(panel_),
+        totals(totals_),
+        kept(kept_),
+        tiles((rows.count + kTileRows - 1) / kTileRows),
+        height((rows.count + tiles - 1) / tiles),
+        depth(w4.blocks == 1 ? kBlock : kChunk),
+        ahead(from, (tiles + 1) / 2 * (from.group_end - from.group_begin)) {
     const TileShapes shapes(height, depth);
     _tile_loadconfig(&shapes);
-    for (int64_t t = 0; t < tiles; t += 2) {
-      t + 1 < tiles ? call.row_tiles<2>(t * height) : call.row_tiles<1>(t * height);
+  }
+  ~AmxRows() { _tile_release(); }
+
+  static void run(const GemmW4& w4, const RowCodes& rows, const Codes& from, int64_t panel, float* totals,
+                  int32_t* kept) {
+    AmxRows call(w4, rows, from, panel, totals, kept);
+    for (int64_t t = 0; t < call.tiles; t += 2) {
+      t + 1 < call.tiles ? call.row_tiles<2>(t * call.height) : call.row_tiles<1>(t * call.height);
     }
-    _tile_release();
+  }
+
+  template <int kBits>
+  static void run_stream(const GemmW4& w4, const RowCodes& rows, const Codes& from, int64_t panel, float* totals,
+                         int32_t* kept) {
+    AmxRows call(w4, rows, from, panel, totals, kept);
+    call.tiles == 1 ? call.stream<1, kBits>() : call.stream<2, kBits>();
   }
 
   // T tiles of rows from `first` on. The last may read rows behind the last one; their sums are not used.
@@ -68,28 +87,73 @@ struct AmxRows {
 
   template <int T>
   void multiply(int64_t g, int64_t first, Sums& sums) {
-    const uint8_t* w0 = from.codes[0] + (g - from.group_begin) * from.next_codes;
-    const uint8_t* w1 = from.codes[1] + (g - from.group_begin) * from.next_codes;
+    const uint8_t* w[kTilePanels];
+    for (int p = 0; p < kTilePanels; ++p) w[p] = from.codes[p] + (g - from.group_begin) * from.next_codes;
+    begin<T>();
+    const int64_t block = g * w4.blocks, end = (block + from.block_end) * kBlock;
+    for (int64_t k = (block + from.block_begin) * kBlock; k < end; k += depth) {
+      step<T>(k, first, w);
+      for (int p = 0; p < kTilePanels; ++p) w[p] += depth * kPanel;
+    }
+    keep_sums<T>(sums);
+  }
+
+  // Up to two tiles of rows: codes are unpacked just before they are multiplied, at the pace at which memory brings them.
+  template <int T, int kBits>
+  void stream() {
+    alignas(64) Sums sums[2];
+    alignas(64) uint8_t unpacked[2][kTilePanels][kChunk * kPanel];
+    const int64_t blocks = depth / kBlock;
+    for (int64_t g = 0; g < w4.groups; ++g) {
+      begin<T>();
+      for (int64_t b = 0; b < w4.blocks; b += blocks) {
+        const uint8_t* w[kTilePanels];
+        for (int p = 0; p < kTilePanels; ++p) {
+          uint8_t* const to = unpacked[b / blocks % 2][p];
+          const uint8_t* const packed = from.codes[p] + g * from.next_codes + b * 64 * kBits;
+          if (b == 0) prefetch_panel(from, p, packed - kScaleBytes, 1);
+          prefetch_panel(from, p, packed, blocks * kBits);
+          unpack_blocks<kBits>(packed, 1, to);
+          if (b + 1 < w4.blocks) {
+            unpack_blocks<kBits>(packed + 64 * kBits, 1, to + 512);
+          } else {
+            std::memset(to + 512, 0, 512);
+          }
+          w[p] = to;
+        }
+        step<T>((g * w4.blocks + b) * kBlock, 0, w);
+      }
+      keep_sums<T>(sums[g % 2]);
+      if (g > 0) finish<T>(g - 1, 0, sums[(g - 1) % 2]);
+    }
+    finish<T>(w4.groups - 1, 0, sums[(w4.groups - 1) % 2]);
+  }
+
+  template <int T>
+  static void begin() {
     _tile_zero(0);
     _tile_zero(1);
     if (T == 2) _tile_zero(2);
     if (T == 2) _tile_zero(3);
-    const int64_t begin = (g * w4.blocks + from.block_begin) * kBlock, end = (g * w4.blocks + from.block_end) * kBlock;
-    for (int64_t k = begin; k < end; k += depth) {
-      const int8_t* x = rows.x + (k / kChunk * rows.count + first) * kChunk + k % kChunk;
-      _tile_loadd(6, w0, 64);
-      _tile_loadd(4, x, kChunk);
-      _tile_dpbsud(0, 4, 6);
-      _tile_loadd(7, w1, 64);
-      _tile_dpbsud(1, 4, 7);
-      if (T == 2) {
-        _tile_loadd(5, x + height * kChunk, kChunk);
-        _tile_dpbsud(2, 5, 6);
-        _tile_dpbsud(3, 5, 7);
-      }
-      w0 += depth * kPanel;
-      w1 += depth * kPanel;
+  }
+
+  template <int T>
+  void step(int64_t k, int64_t first, const uint8_t* const* w) const {
+    const int8_t* x = rows.x + (k / kChunk * rows.count + first) * kChunk + k % kChunk;
+    _tile_loadd(6, w[0], 64);
+    _tile_loadd(4, x, kChunk);
+    _tile_dpbsud(0, 4, 6);
+    _tile_loadd(7, w[1], 64);
+    _tile_dpbsud(1, 4, 7);
+    if (T == 2) {
+      _tile_loadd(5, x + height * kChunk, kChunk);
+      _tile_dpbsud(2, 5, 6);
+      _tile_dpbsud(3, 5, 7);
     }
+  }
+
+  template <int T>
+  static void keep_sums(Sums& sums) {
     _tile_stored(0, sums[0][0], 64);
     _tile_stored(1, sums[0][1], 64);
     if (T == 2) _tile_stored(2, sums[1][0], 64);

@@ -44,6 +44,7 @@ void gemm_w4_rows(const GemmW4& w4, const RowCodes& rows, const Codes& from, int
 
 struct PlainRows {
   static constexpr int64_t kRowsInRegisters = LowBit::kRowsInRegisters;
+  static constexpr int64_t kRowsStreamed = 0;
 
   static void run(const GemmW4& w4, const RowCodes& rows, const Codes& from, int64_t panel, float* totals,
                   int32_t* kept) {
@@ -105,6 +106,7 @@ void gemm_w4_panels(const GemmW4& w4, const RowCodes& rows, int64_t panel_begin,
       from.codes[p] = from.scale[p] + kScaleBytes;
     }
     from.next_codes = from.next_scale = w4.record;
+    from.panel_bytes = panel_bytes;
     from.group_end = w4.groups;
     from.block_end = w4.blocks;
     for (int64_t i = 0; i < rows.count * kTileFloats; i += kPanel) {
@@ -112,6 +114,10 @@ void gemm_w4_panels(const GemmW4& w4, const RowCodes& rows, int64_t panel_begin,
     }
     if (rows.count <= Unpacked::kRowsInRegisters) {
       gemm_w4_rows<kBits>(w4, rows, from, panel, totals, kept);
+    } else if (rows.count <= Unpacked::kRowsStreamed) {
+      if constexpr (Unpacked::kRowsStreamed != 0) {
+        Unpacked::template run_stream<kBits>(w4, rows, from, panel, totals, kept);
+      }
     } else {
       gemm_w4_unpacked<Unpacked, kBits>(w4, rows, from, panel, totals, kept);
     }

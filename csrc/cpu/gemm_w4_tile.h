@@ -23,9 +23,18 @@ struct Codes {
   int64_t next_scale;
   int64_t group_begin, group_end;
   int64_t block_begin, block_end;
+  int64_t panel_bytes;  // packed
   const uint8_t* next[kTilePanels];  // the packed codes that come after this part: to be in the cache by then
   int64_t next_lines;                // of each panel
 };
+
+// Fetches `lines` of a packed panel, a fixed way ahead of `at`. Behind the panel's end comes the next one that is read
+// beside the same neighbours: reading several panels at once is what keeps memory busy.
+void prefetch_panel(const Codes& from, int p, const uint8_t* at, int64_t lines) {
+  const uint8_t* to = at + kPrefetch;
+  if (to >= from.scale[p] + from.panel_bytes) to += (kTilePanels - 1) * from.panel_bytes;
+  for (int64_t i = 0; i < lines; ++i) LowBit::prefetch(to + 64 * i);
+}
 
 template <int R, int kBits>
 void gemm_w4_tile(const GemmW4& w4, const RowCodes& rows, const Codes& from, int64_t first, int64_t panel,
@@ -43,7 +52,10 @@ void gemm_w4_tile(const GemmW4& w4, const RowCodes& rows, const Codes& from, int
       }
     }
     const uint8_t* codes[P];
-    for (int p = 0; p < P; ++p) codes[p] = from.codes[p] + (g - from.group_begin) * from.next_codes;
+    for (int p = 0; p < P; ++p) {
+      codes[p] = from.codes[p] + (g - from.group_begin) * from.next_codes;
+      if (kBits != 8) prefetch_panel(from, p, codes[p] - kScaleBytes, 1);
+    }
     for (int64_t b = g * w4.blocks + from.block_begin; b < g * w4.blocks + from.block_end; ++b) {
       const int8_t* x = rows.x + (b / 2 * rows.count + first) * kChunk + b % 2 * kBlock;
       LowBit::Sums sums[R][P];
@@ -53,9 +65,7 @@ void gemm_w4_tile(const GemmW4& w4, const RowCodes& rows, const Codes& from, int
         for (int p = 0; p < P; ++p) sums[r][p] = LowBit::open(acc[r][p]);
       }
       if (kBits != 8) {
-        for (int p = 0; p < P; ++p) {
-          for (int i = 0; i < kBits; ++i) LowBit::prefetch(codes[p] + kPrefetch + 64 * i);
-        }
+        for (int p = 0; p < P; ++p) prefetch_panel(from, p, codes[p], kBits);
       }
 #pragma GCC unroll 8
       for (int q = 0; q < 8; ++q) {

@@ -54,7 +54,7 @@ struct LowBit : Lanes {
     return _mm512_dpwssd_epi32(sum, _mm512_loadu_si512(w), _mm512_set1_epi32(x));
   }
   static void store_quad(uint8_t* p, __m512i v) { _mm512_store_si512(p, v); }
-  static void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
+  static void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 
   static Floats load_float_type(FloatType type, const void* p, int64_t at, int64_t n) {
     const __mmask16 first = static_cast<__mmask16>((1u << n) - 1);
