@@ -13,8 +13,16 @@ struct Fp16 {
   uint16_t bits;
 };
 
-// Sums run in this many lanes, element i in lane i % kLanes, on every instruction set: that makes them bit-equal.
+// Sums run in this many lanes on every instruction set, each lane in ascending order: that makes them bit-equal.
 constexpr int kLanes = 16;
+// Vectors work on this many elements a step: a whole cache line of halves, so that every streamed store fills one.
+constexpr int kStep = 2 * kLanes;
+
+// The place of element i of a row among the vectors' lanes. A register of 32 bf16 splits into its even and its odd halves with
+// one instruction each, so bf16 lanes come in that order; the other types keep theirs.
+static inline int64_t place(FloatType type, int64_t i) {
+  return type == FloatType::bf16 ? i / kStep * kStep + i % 2 * kLanes + i % kStep / 2 : i;
+}
 
 // Folds the lanes of one row's sum, always in this order.
 static inline double fold_lanes(double* lanes) {
@@ -27,38 +35,62 @@ struct CodeRange {
   float qmin, qmax;
 };
 
-// Indices: [FloatType], then [spread]: 0 if one scale serves the row, 1 if `scale` and `zero` hold one float an element.
-// `stream` asks for stores that go past the cache; call `fence` after the last.
+// Scales and zero points, and what the quick kernels make of them (`prepare`); quick or not, the bytes are the same.
+struct RowGrid {
+  const float* scale;
+  const float* zero;
+  CodeRange range;
+  bool quick = false;
+  const float* inverse = nullptr;  // 1 / scale
+  const float* rest = nullptr;     // 1 / scale - inverse
+  const float* first = nullptr;    // qmin - zero
+  const float* last = nullptr;     // qmax - zero
+};
+
+// Indices: [FloatType], then [spread], then options.
+// `rows` rows of n elements, `stride` elements from the start of one to the next. Row r has entry r of the grid; or, if spread,
+// every row has the same entries, one an element, in the order of `place`, filled up to a whole step.
+// [stream]: stores go past the cache; y and every row start on a cache line. Call `fence` after the last.
 struct RowKernels {
-  using Forward = void (*)(const void* x, void* y, int64_t n, const float* scale, const float* zero, CodeRange range, bool stream);
-  // Sums of dy * slope, and of dy out of range. One scale: they are set. Spread: every element's own term is added.
-  using Backward = void (*)(const void* dy, const void* x, void* dx, int64_t n, const float* scale, const float* zero,
-                            CodeRange range, double* slope_sum, double* outside_sum, bool stream);
-  using Quantize = void (*)(const void* x, uint8_t* codes, int64_t n, const float* scale, const float* zero, CodeRange range);
-  Forward forward[3][2];
-  Backward backward[3][2][2];  // last index: whether the sums are wanted
+  using Forward = void (*)(const void* x, void* y, int64_t rows, int64_t n, int64_t stride, const RowGrid& grid);
+  // Sums of dy * slope, and of dy out of range: one a row, set; or, if spread, one an element in the order of `place`, added to.
+  using Backward = void (*)(const void* dy, const void* x, void* dx, int64_t rows, int64_t n, int64_t stride, const RowGrid& grid,
+                            double* slope_sum, double* outside_sum);
+  // Spread entries lie in the plain order here.
+  using Quantize = void (*)(const void* x, uint8_t* codes, int64_t rows, int64_t n, int64_t stride, const RowGrid& grid);
+  Forward forward[3][2][2];      // last index: stream
+  Backward backward[3][2][2][2];  // last indices: whether the sums are wanted, stream
   Quantize quantize[3][2];
+  // Fills inverse, rest, first and last for n entries, up to a whole kLanes; true if they may be used.
+  bool (*prepare)(const float* scale, const float* zero, int64_t n, CodeRange range, float* inverse, float* rest, float* first, float* last);
+  // Copies past the cache, to and from any address.
+  void (*copy)(void* to, const void* from, int64_t bytes);
   void (*fence)();  // makes streamed stores visible; once a thread, for it waits some 100 ns
 };
 
-// The table of K's static templates forward<T, spread>, backward<T, spread, sums> and quantize<T, spread>.
+// The table of K's static templates forward<T, spread, stream>, backward<T, spread, sums, stream> and quantize<T, spread>.
 template <class K>
 struct Table {
+#define PQ_FORWARD(T)                                                 \
+  {{K::template forward<T, false, false>, K::template forward<T, false, true>}, \
+   {K::template forward<T, true, false>, K::template forward<T, true, true>}}
+#define PQ_BACKWARD_OF(T, SPREAD)                                                                              \
+  {{K::template backward<T, SPREAD, false, false>, K::template backward<T, SPREAD, false, true>}, \
+   {K::template backward<T, SPREAD, true, false>, K::template backward<T, SPREAD, true, true>}}
+#define PQ_BACKWARD(T) {PQ_BACKWARD_OF(T, false), PQ_BACKWARD_OF(T, true)}
+#define PQ_QUANTIZE(T) {K::template quantize<T, false>, K::template quantize<T, true>}
   static constexpr RowKernels rows = {
-      {{K::template forward<float, 0>, K::template forward<float, 1>},
-       {K::template forward<Bf16, 0>, K::template forward<Bf16, 1>},
-       {K::template forward<Fp16, 0>, K::template forward<Fp16, 1>}},
-      {{{K::template backward<float, 0, 0>, K::template backward<float, 0, 1>},
-        {K::template backward<float, 1, 0>, K::template backward<float, 1, 1>}},
-       {{K::template backward<Bf16, 0, 0>, K::template backward<Bf16, 0, 1>},
-        {K::template backward<Bf16, 1, 0>, K::template backward<Bf16, 1, 1>}},
-       {{K::template backward<Fp16, 0, 0>, K::template backward<Fp16, 0, 1>},
-        {K::template backward<Fp16, 1, 0>, K::template backward<Fp16, 1, 1>}}},
-      {{K::template quantize<float, 0>, K::template quantize<float, 1>},
-       {K::template quantize<Bf16, 0>, K::template quantize<Bf16, 1>},
-       {K::template quantize<Fp16, 0>, K::template quantize<Fp16, 1>}},
+      {PQ_FORWARD(float), PQ_FORWARD(Bf16), PQ_FORWARD(Fp16)},
+      {PQ_BACKWARD(float), PQ_BACKWARD(Bf16), PQ_BACKWARD(Fp16)},
+      {PQ_QUANTIZE(float), PQ_QUANTIZE(Bf16), PQ_QUANTIZE(Fp16)},
+      K::prepare,
+      K::copy,
       K::fence,
   };
+#undef PQ_FORWARD
+#undef PQ_BACKWARD_OF
+#undef PQ_BACKWARD
+#undef PQ_QUANTIZE
 };
 
 // Null where the compiler did not have the instruction set.
