@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cpu/fake_quantize.h"
+#include "cpu/result_memory.h"
 
 namespace py = pybind11;
 
@@ -35,9 +36,27 @@ GridLayout layout(uintptr_t scale, uintptr_t zero_point, int64_t outer, int64_t 
   return {address<const float>(scale), address<const float>(zero_point), outer, channels, inner, qmin, qmax};
 }
 
+// A block of result memory, given back when the last tensor over it is gone.
+class ResultMemory {
+ public:
+  explicit ResultMemory(size_t bytes) : memory_(take_block(bytes)), bytes_(bytes) {}
+  ~ResultMemory() { give_block(memory_, bytes_); }
+  ResultMemory(const ResultMemory&) = delete;
+  ResultMemory& operator=(const ResultMemory&) = delete;
+  py::buffer_info buffer() const { return py::buffer_info(static_cast<uint8_t*>(memory_), static_cast<py::ssize_t>(bytes_)); }
+
+ private:
+  void* memory_;
+  size_t bytes_;
+};
+
 }  // namespace
 
 void bind_fake_quantize(py::module_& m) {
+  py::class_<ResultMemory>(m, "ResultMemory", py::buffer_protocol(), "A buffer for a big result, out of those freed before.")
+      .def(py::init<size_t>(), py::arg("bytes"))
+      .def_buffer(&ResultMemory::buffer);
+  m.def("kept_bytes", &kept_bytes, "Bytes of freed result memory that wait for the next result of their size.");
   m.def(
       "fake_quantize",
       [](const std::string& dtype, uintptr_t x, uintptr_t y, uintptr_t scale, uintptr_t zero_point, int64_t outer, int64_t channels,

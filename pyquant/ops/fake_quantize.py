@@ -17,12 +17,19 @@ import torch
 from torch import Tensor
 
 from pyquant import reference
-from pyquant.errors import BackendError, DTypeError, GridError, ShapeError
+from pyquant.errors import BackendError, DTypeError, ShapeError
 from pyquant.grid import Grid
 from pyquant.ops.backend import choose, extension, register
-
-FLOATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-_FLOAT32 = torch.finfo(torch.float32)
+from pyquant.ops.checks import (
+    FLOATS,
+    check_apart,
+    check_contiguous,
+    check_grid,
+    check_like,
+    check_params,
+    check_values,
+)
+from pyquant.ops.results import result_like
 
 
 # --------------------------------------------------------------------------------------------------- contract
@@ -55,17 +62,65 @@ def fake_quantize(
 
     Source: METHOD section 1; :func:`pyquant.reference.fake_quantize`.
     """
-    _check(x, scale, zero_point, grid)
+    check_grid(x, scale, zero_point, grid)
     where = (grid.qmin, grid.qmax, grid.axis, grid.group_size, backend)
     if out is None:
         return torch.ops.pyquant.fake_quantize(x, scale, zero_point, *where)
-    _check_out(out, x)
+    check_like("out", out, "x", x)
+    check_contiguous("out", out)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, scale, zero_point, out)):
         raise BackendError(
             "out= has no gradient, but an argument requires one; drop out=, or use torch.no_grad()."
         )
     torch.ops.pyquant.fake_quantize_out(x, scale, zero_point, *where, out)
     return out
+
+
+def fake_quantize_backward(
+    dy: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    grid: Grid,
+    backend: str = "auto",
+    out: tuple[Tensor, Tensor | None, Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of :func:`fake_quantize`, for training loops that keep their own buffers.
+
+    Args:
+        dy: gradient of the result; shape and dtype of ``x``.
+        x, scale, zero_point, grid, backend: as for :func:`fake_quantize`.
+        out: where to write ``(dx, dscale, dzero)``, contiguous: ``dx`` has shape and dtype of ``x`` and may be ``dy`` or ``x``;
+            ``dscale`` and ``dzero`` those of ``scale``, or both None where their sums are not wanted.
+
+    Returns:
+        ``(dx, dscale, dzero)``; ``out`` if it was given.
+
+    Raises:
+        DTypeError, ShapeError, GridError: as for :func:`fake_quantize`, of any tensor of ``out`` too.
+        BackendError: a pinned backend cannot serve, or a gradient of the gradient is wanted.
+
+    Source: METHOD section 1; :func:`pyquant.reference.fake_quantize_backward`.
+    """
+    check_grid(x, scale, zero_point, grid)
+    check_like("dy", dy, "x", x)
+    given: tuple[Tensor, Tensor | None, Tensor | None] = (
+        _gradients_like(x, scale, True) if out is None else out
+    )
+    if (given[1] is None) != (given[2] is None):
+        raise ShapeError("out has one of dscale and dzero; give both, or None for both.")
+    right = (("dx", "x", x), ("dscale", "scale", scale), ("dzero", "zero_point", zero_point))
+    for tensor, (name, model, like) in zip(given, right, strict=True):
+        if tensor is not None:
+            check_like(name, tensor, model, like)
+            check_contiguous(name, tensor)
+    if torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (dy, x, scale, zero_point, *given)
+    ):
+        raise BackendError("the gradient has no gradient, but an argument requires one; use torch.no_grad().")
+    where = (grid.qmin, grid.qmax, grid.axis, grid.group_size, backend)
+    torch.ops.pyquant.fake_quantize_backward_out(dy, x, scale, zero_point, *where, *given)
+    return given
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid, backend: str = "auto") -> Tensor:
@@ -80,7 +135,7 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid, backend: 
     Raises:
         DTypeError, ShapeError, GridError, BackendError: as for :func:`fake_quantize`.
     """
-    _check(x, scale, zero_point, grid)
+    check_grid(x, scale, zero_point, grid)
     return torch.ops.pyquant.quantize(
         x, scale, zero_point, grid.qmin, grid.qmax, grid.axis, grid.group_size, grid.signed, backend
     )
@@ -98,70 +153,9 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> 
     """
     if codes.dtype != grid.code_dtype:
         raise DTypeError(f"codes are {codes.dtype}, but {grid} stores {grid.code_dtype}; use that.")
-    _check_params(codes, scale, zero_point, grid)
+    check_params(codes, scale, zero_point, grid)
     spread = _spread(scale, torch.round(zero_point), codes, grid.axis, grid.group_size)
     return reference.dequantize(codes.contiguous(), *spread)
-
-
-# ----------------------------------------------------------------------------------------- checks at the door
-def _check(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> None:
-    if x.dtype not in FLOATS:
-        raise DTypeError(f"x is {x.dtype}; use float32, bfloat16 or float16.")
-    _check_params(x, scale, zero_point, grid)
-
-
-def _check_params(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> None:
-    """Check what needs no values, so that it works on fake tensors too."""
-    right = grid.scale_shape(tuple(x.shape))
-    for name, param in (("scale", scale), ("zero_point", zero_point)):
-        if param.dtype != torch.float32:
-            raise DTypeError(f"{name} is {param.dtype}; use float32.")
-        if param.device != x.device:
-            raise DTypeError(f"{name} is on {param.device} and the tensor on {x.device}; move one of them.")
-        if tuple(param.shape) != right:
-            raise ShapeError(
-                f"{name} has shape {tuple(param.shape)}, but {grid} on a tensor of shape {tuple(x.shape)} "
-                f"needs {right}."
-            )
-
-
-def _check_out(out: Tensor, x: Tensor) -> None:
-    if out.shape != x.shape:
-        raise ShapeError(f"out has shape {tuple(out.shape)} and x {tuple(x.shape)}; make them equal.")
-    if out.dtype != x.dtype or out.device != x.device:
-        raise DTypeError(
-            f"out is {out.dtype} on {out.device} and x {x.dtype} on {x.device}; make them equal."
-        )
-    if not out.is_contiguous():
-        raise DTypeError(f"out has strides {out.stride()}; use a contiguous tensor.")
-
-
-def _ends(values: Tensor) -> tuple[float, float]:
-    """The smallest and the largest; two NaNs if there is one."""
-    if values.numel() == 1:
-        return values.item(), values.item()
-    low, high = torch.aminmax(values)
-    return low.item(), high.item()
-
-
-def _check_values(scale: Tensor, zero_point: Tensor, bounds: tuple[int, int] | None = None) -> None:
-    """One pass over scale and zero point; inside the ops, because a traced call has no values."""
-    if scale.numel() == 0:
-        return
-    low, high = _ends(scale)
-    tiny, huge = _FLOAT32.tiny, _FLOAT32.max
-    if not (low >= tiny and high <= huge):
-        raise GridError(
-            f"scale runs from {low} to {high}; use positive normal finite numbers, {tiny:.4g} or more."
-        )
-    first, last = _ends(zero_point)
-    if not (first >= -huge and last <= huge):
-        raise GridError(f"zero_point runs from {first} to {last}; use finite numbers.")
-    if bounds is not None and not bounds[0] <= first <= last <= bounds[1]:
-        raise GridError(
-            f"zero_point runs from {first} to {last}, outside the grid; "
-            f"codes need it in {bounds[0]}..{bounds[1]}."
-        )
 
 
 # ------------------------------------------------------------------------------------------ torch.library ops
@@ -169,6 +163,10 @@ _library = torch.library.Library("pyquant", "FRAGMENT")
 _GRID = "Tensor scale, Tensor zero_point, int qmin, int qmax, int? axis, int? group_size"
 _library.define(f"fake_quantize(Tensor x, {_GRID}, str backend) -> Tensor")
 _library.define(f"fake_quantize_out(Tensor x, {_GRID}, str backend, Tensor(a!) out) -> ()")
+_library.define(
+    f"fake_quantize_backward_out(Tensor dy, Tensor x, {_GRID}, str backend,"
+    " Tensor(a!) dx, Tensor(b!)? dscale, Tensor(c!)? dzero) -> ()"
+)
 _library.define(
     f"fake_quantize_backward(Tensor dy, Tensor x, {_GRID}, bool sums, str backend)"
     " -> (Tensor dx, Tensor dscale, Tensor dzero)"
@@ -183,18 +181,39 @@ def _prepare(x: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tens
 def _fake_quantize_out(x, scale, zero_point, qmin, qmax, axis, group_size, backend, out) -> None:
     kernel = choose("fake_quantize", x.device, backend).kernel
     x, scale, zero_point = _prepare(x, scale, zero_point)
-    _check_values(scale, zero_point)
-    distance = abs(x.data_ptr() - out.data_ptr())
-    if 0 < distance < x.numel() * x.element_size():
-        raise DTypeError("out overlaps x in part; use x itself, or memory of its own.")
+    check_values(scale, zero_point)
+    check_apart("out", out, "x", x, True)
     if x.numel():
         kernel(x, scale, zero_point, qmin, qmax, axis, group_size, out)
 
 
 def _fake_quantize(x, scale, zero_point, qmin, qmax, axis, group_size, backend) -> Tensor:
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    out = result_like(x)
     _fake_quantize_out(x, scale, zero_point, qmin, qmax, axis, group_size, backend, out)
     return out
+
+
+def _fake_quantize_backward_out(
+    dy, x, scale, zero_point, qmin, qmax, axis, group_size, backend, dx, dscale, dzero
+) -> None:
+    kernel = choose("fake_quantize_backward", x.device, backend).kernel
+    dy, (x, scale, zero_point) = dy.contiguous(), _prepare(x, scale, zero_point)
+    check_values(scale, zero_point)
+    check_apart("dx", dx, "dy", dy, True)
+    check_apart("dx", dx, "x", x, True)
+    sums = [(name, total) for name, total in (("dscale", dscale), ("dzero", dzero)) if total is not None]
+    for name, total in sums:
+        for other, tensor in (("dy", dy), ("x", x), ("dx", dx), ("scale", scale)):
+            check_apart(name, total, other, tensor, False)
+    if dscale is None:
+        dscale = dzero = scale.new_empty(0)
+    else:
+        check_apart("dscale", dscale, "dzero", dzero, False)
+    if x.numel():
+        kernel(dy, x, scale, zero_point, qmin, qmax, axis, group_size, dx, dscale, dzero)
+    else:
+        dscale.zero_()
+        dzero.zero_()
 
 
 def _fake_quantize_backward(
@@ -211,17 +230,13 @@ def _fake_quantize_backward(
 
 def _gradients_like(x: Tensor, scale: Tensor, sums: bool) -> tuple[Tensor, Tensor, Tensor]:
     shape = scale.shape if sums else (0,)
-    return (
-        torch.empty_like(x, memory_format=torch.contiguous_format),
-        scale.new_zeros(shape),
-        scale.new_zeros(shape),
-    )
+    return result_like(x), scale.new_zeros(shape), scale.new_zeros(shape)
 
 
 def _quantize(x, scale, zero_point, qmin, qmax, axis, group_size, signed, backend) -> Tensor:
     kernel = choose("quantize", x.device, backend).kernel
     x, scale, zero_point = _prepare(x, scale, zero_point)
-    _check_values(scale, zero_point, (qmin, qmax))
+    check_values(scale, zero_point, (qmin, qmax))
     codes = torch.empty(x.shape, dtype=torch.int8 if signed else torch.uint8, device=x.device)
     if x.numel():
         kernel(x, scale, zero_point, qmin, qmax, axis, group_size, codes)
@@ -232,6 +247,7 @@ def _quantize(x, scale, zero_point, qmin, qmax, axis, group_size, signed, backen
 for _name, _implementation in (
     ("fake_quantize", _fake_quantize),
     ("fake_quantize_out", _fake_quantize_out),
+    ("fake_quantize_backward_out", _fake_quantize_backward_out),
     ("fake_quantize_backward", _fake_quantize_backward),
     ("quantize", _quantize),
 ):
@@ -246,6 +262,11 @@ def _(x, scale, zero_point, qmin, qmax, axis, group_size, backend):
 
 @torch.library.register_fake("pyquant::fake_quantize_out", lib=_library)
 def _(x, scale, zero_point, qmin, qmax, axis, group_size, backend, out):
+    return None
+
+
+@torch.library.register_fake("pyquant::fake_quantize_backward_out", lib=_library)
+def _(dy, x, scale, zero_point, qmin, qmax, axis, group_size, backend, dx, dscale, dzero):
     return None
 
 

@@ -1,0 +1,18 @@
+// Memory for big results that outlives them: a fresh 64 MB costs more in page faults than the kernel that fills it, and training
+// frees a tensor of the same size at every step.
+#pragma once
+#include <cstddef>
+
+namespace pyquant {
+
+// Freed blocks kept for the next result of the same size, all together; beyond it the oldest go back to the system.
+constexpr size_t kKeptBytes = size_t{256} << 20;
+
+// `bytes` of memory on a cache line, its content undefined; throws std::bad_alloc.
+void* take_block(size_t bytes);
+void give_block(void* block, size_t bytes) noexcept;
+
+// Bytes of freed blocks that are kept.
+size_t kept_bytes();
+
+}  // namespace pyquant

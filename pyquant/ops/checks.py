@@ -1,0 +1,91 @@
+"""What the ops ask of tensors, scales and zero points at the door."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyquant.errors import DTypeError, GridError, ShapeError
+from pyquant.grid import Grid
+
+FLOATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_FLOAT32 = torch.finfo(torch.float32)
+
+
+def check_grid(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> None:
+    """Check a float tensor and the grid's parameters."""
+    if x.dtype not in FLOATS:
+        raise DTypeError(f"x is {x.dtype}; use float32, bfloat16 or float16.")
+    check_params(x, scale, zero_point, grid)
+
+
+def check_params(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> None:
+    """Check what needs no values, so that it works on fake tensors too."""
+    right = grid.scale_shape(tuple(x.shape))
+    for name, param in (("scale", scale), ("zero_point", zero_point)):
+        if param.dtype != torch.float32:
+            raise DTypeError(f"{name} is {param.dtype}; use float32.")
+        if param.device != x.device:
+            raise DTypeError(f"{name} is on {param.device} and the tensor on {x.device}; move one of them.")
+        if tuple(param.shape) != right:
+            raise ShapeError(
+                f"{name} has shape {tuple(param.shape)}, but {grid} on a tensor of shape {tuple(x.shape)} "
+                f"needs {right}."
+            )
+
+
+def check_like(name: str, tensor: Tensor, model: str, like: Tensor) -> None:
+    """Check that a tensor has the shape, dtype and device of another."""
+    if tensor.shape != like.shape:
+        raise ShapeError(
+            f"{name} has shape {tuple(tensor.shape)} and {model} {tuple(like.shape)}; make them equal."
+        )
+    if tensor.dtype != like.dtype or tensor.device != like.device:
+        raise DTypeError(
+            f"{name} is {tensor.dtype} on {tensor.device} and {model} {like.dtype} on {like.device}; make them equal."
+        )
+
+
+def check_contiguous(name: str, tensor: Tensor) -> None:
+    """Check that a result can be written in one run."""
+    if not tensor.is_contiguous():
+        raise DTypeError(f"{name} has strides {tensor.stride()}; use a contiguous tensor.")
+
+
+def check_apart(name: str, result: Tensor, argument: str, tensor: Tensor, same_is_fine: bool) -> None:
+    """A result may take the very place of an argument that is read beside it, but never a part of it."""
+    start, end = result.data_ptr(), result.data_ptr() + result.nbytes
+    other, other_end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    if same_is_fine and start == other:
+        return
+    if start < other_end and other < end:
+        use = f"{argument} itself, or memory of its own" if same_is_fine else "memory of its own"
+        raise DTypeError(f"{name} overlaps {argument}{' in part' if same_is_fine else ''}; use {use}.")
+
+
+def _ends(values: Tensor) -> tuple[float, float]:
+    """The smallest and the largest; two NaNs if there is one."""
+    if values.numel() == 1:
+        return values.item(), values.item()
+    low, high = torch.aminmax(values)
+    return low.item(), high.item()
+
+
+def check_values(scale: Tensor, zero_point: Tensor, bounds: tuple[int, int] | None = None) -> None:
+    """One pass over scale and zero point; inside the ops, because a traced call has no values."""
+    if scale.numel() == 0:
+        return
+    low, high = _ends(scale)
+    tiny, huge = _FLOAT32.tiny, _FLOAT32.max
+    if not (low >= tiny and high <= huge):
+        raise GridError(
+            f"scale runs from {low} to {high}; use positive normal finite numbers, {tiny:.4g} or more."
+        )
+    first, last = _ends(zero_point)
+    if not (first >= -huge and last <= huge):
+        raise GridError(f"zero_point runs from {first} to {last}; use finite numbers.")
+    if bounds is not None and not bounds[0] <= first <= last <= bounds[1]:
+        raise GridError(
+            f"zero_point runs from {first} to {last}, outside the grid; "
+            f"codes need it in {bounds[0]}..{bounds[1]}."
+        )
