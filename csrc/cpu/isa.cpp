@@ -35,7 +35,8 @@ bool machine_has(Isa isa) {
   __builtin_cpu_init();
   switch (isa) {
     case Isa::amx: {
-      static const bool granted = kernels_amx() != nullptr && machine_has(Isa::avx512) && tiles_granted();
+      // In this order: the table of AMX is compiled for AVX-512.
+      static const bool granted = machine_has(Isa::avx512) && kernels_amx() != nullptr && tiles_granted();
       return granted;
     }
     case Isa::avx512:
