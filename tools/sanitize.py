@@ -24,7 +24,7 @@ TESTS = {
         ("fuzz_section", ["3000", "20000"], True),
         ("concurrent_runs", [], True),
     ],
-    "thread": [("thread_pool", ["no-fork"], False), ("concurrent_runs", [], True)],
+    "thread": [("thread_pool", ["no-fork"], False), ("concurrent_runs", ["no-fork"], True)],
 }
 
 

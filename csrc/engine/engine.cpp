@@ -19,15 +19,14 @@ void copy_rows(uint8_t* to, int64_t to_stride, const uint8_t* from, int64_t from
   }
 }
 
-// [P][C] floats to [C][P].
+// [P][C] floats to [C][P], a cache line of a plane at a time: planes may lie so that all their lines fall into one set.
 void turn_planes(const float* from, float* to, int64_t pixels, int64_t channels, int threads) {
-  // A block's reads are whole cache lines.
-  constexpr int64_t kBlock = 16;
-  parallel_for(threads, (channels + kBlock - 1) / kBlock, [&](int64_t begin, int64_t end) {
-    for (int64_t first = begin * kBlock; first < std::min(end * kBlock, channels); first += kBlock) {
-      const int64_t last = std::min(first + kBlock, channels);
-      for (int64_t p = 0; p < pixels; ++p) {
-        for (int64_t c = first; c < last; ++c) to[c * pixels + p] = from[p * channels + c];
+  constexpr int64_t kLine = 16;
+  parallel_for(threads, (pixels + kLine - 1) / kLine, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin * kLine; first < std::min(end * kLine, pixels); first += kLine) {
+      const int64_t last = std::min(first + kLine, pixels);
+      for (int64_t c = 0; c < channels; ++c) {
+        for (int64_t p = first; p < last; ++p) to[c * pixels + p] = from[p * channels + c];
       }
     }
   });
