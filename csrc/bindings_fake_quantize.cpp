@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/adaquant_step.h"
 #include "cpu/fake_quantize.h"
 #include "cpu/result_memory.h"
 
@@ -97,6 +98,25 @@ void bind_fake_quantize(py::module_& m) {
       "Codes of x, one byte each.", py::arg("dtype"), py::arg("x"), py::arg("codes"), py::arg("scale"), py::arg("zero_point"),
       py::arg("outer"), py::arg("channels"), py::arg("inner"), py::arg("qmin"), py::arg("qmax"), py::arg("threads"),
       py::arg("isa") = "best");
+  m.def(
+      "adaquant_step",
+      [](uintptr_t gradient, uintptr_t position, uintptr_t first, uintptr_t second, uintptr_t log_scale, uintptr_t scale_first,
+         uintptr_t scale_second, uintptr_t start, uintptr_t zero_point, uintptr_t weight, int64_t rows, int64_t n, float qmin,
+         float qmax, float first_share, float second_share, float debias, float weight_rate, float scale_rate, int threads,
+         const std::string& isa) {
+        const FakeQuantizeIsa chosen = isa_of(isa);
+        const LearnedRows learned{address<float>(position), address<float>(first), address<float>(second), address<float>(log_scale),
+                                  address<float>(scale_first), address<float>(scale_second), address<const float>(start),
+                                  address<const float>(zero_point), rows, n, qmin, qmax};
+        py::gil_scoped_release release;
+        adaquant_step(learned, address<const float>(gradient), address<float>(weight),
+                      {first_share, second_share, debias, weight_rate, scale_rate}, chosen, threads);
+      },
+      "One AdaQuant iteration over rows of float32 [rows][n]; moves the learned state, writes weight.", py::arg("gradient"),
+      py::arg("position"), py::arg("first"), py::arg("second"), py::arg("log_scale"), py::arg("scale_first"), py::arg("scale_second"),
+      py::arg("start"), py::arg("zero_point"), py::arg("weight"), py::arg("rows"), py::arg("n"), py::arg("qmin"), py::arg("qmax"),
+      py::arg("first_share"), py::arg("second_share"), py::arg("debias"), py::arg("weight_rate"), py::arg("scale_rate"),
+      py::arg("threads"), py::arg("isa") = "best");
 }
 
 }  // namespace pyquant

@@ -1,9 +1,10 @@
-// The fake-quantize row kernels for AVX2: 16 floats are two registers.
+// The fake-quantize and AdaQuant row kernels for AVX2: 16 floats are two registers.
 #if defined(__AVX2__)
 #include <immintrin.h>
 
 #include <cstring>
 
+#include "cpu/adaquant_step_vector.h"
 #include "cpu/fake_quantize_vector.h"
 
 namespace pyquant {
@@ -24,6 +25,7 @@ struct Avx2 {
   static F div(F x, F y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
   static F fma(F x, F y, F z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
   static F fnma(F x, F y, F z) { return {_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)}; }  // z - x y
+  static F root(F x) { return {_mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)}; }
   static __m256 round(__m256 v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F round(F x) { return {round(x.a), round(x.b)}; }
   // max and min return the second operand where either is a NaN: a NaN passes through.
@@ -193,12 +195,14 @@ struct Avx2 {
 }  // namespace
 
 const RowKernels* fake_quantize_rows_avx2() { return &Table<VectorRows<Avx2>>::rows; }
+const AdaquantRowKernels* adaquant_rows_avx2() { return &AdaquantVector<Avx2>::kernels; }
 
 }  // namespace pyquant
 #else
-#include "cpu/fake_quantize_rows.h"
+#include "cpu/adaquant_step_rows.h"
 
 namespace pyquant {
 const RowKernels* fake_quantize_rows_avx2() { return nullptr; }
+const AdaquantRowKernels* adaquant_rows_avx2() { return nullptr; }
 }  // namespace pyquant
 #endif

@@ -1,9 +1,11 @@
-// The fake-quantize row kernels for AVX-512: one register is 16 floats.
+// The fake-quantize and AdaQuant row kernels for AVX-512: one register is 16 floats.
 #if defined(__AVX512F__)
 // gcc 12 takes its own header's undefined vectors for a mistake of ours.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
+#include "cpu/adaquant_step_vector.h"
 #include "cpu/fake_quantize_vector.h"
 
 namespace pyquant {
@@ -22,6 +24,7 @@ struct Avx512 {
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a b
+  static F root(F a) { return _mm512_sqrt_ps(a); }
   static F round(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   // max and min return the second operand where either is a NaN: a NaN passes through.
   static F clamp(F u, F low, F high) { return _mm512_min_ps(high, _mm512_max_ps(low, u)); }
@@ -31,6 +34,7 @@ struct Avx512 {
   static F drop_tiny(F a) {
     return _mm512_maskz_mov_ps(_mm512_test_epi32_mask(_mm512_castps_si512(a), _mm512_set1_epi32(0x60000000)), a);
   }
+  static F keep(M m, F a) { return _mm512_maskz_mov_ps(m, a); }
   static F sub_where(M m, F a, F b) { return _mm512_mask_sub_ps(a, m, a, b); }
   static F number_or(F u, F z) { return _mm512_mask_mov_ps(u, _mm512_cmp_ps_mask(u, u, _CMP_UNORD_Q), z); }
 
@@ -127,11 +131,11 @@ struct Avx512 {
   // Stores the elements of a step that the masks keep, and 0 for the others; `from` is where a and b were loaded.
   template <bool kStream>
   static void keep2(float* p, int lanes, const float*, M keep_a, F a, M keep_b, F b) {
-    store2<kStream>(p, lanes, _mm512_maskz_mov_ps(keep_a, a), _mm512_maskz_mov_ps(keep_b, b));
+    store2<kStream>(p, lanes, keep(keep_a, a), keep(keep_b, b));
   }
   template <bool kStream>
   static void keep2(Bf16* p, int lanes, const Bf16*, M keep_a, F a, M keep_b, F b) {
-    store_halves<kStream>(p, lanes, woven(_mm512_castps_si512(_mm512_maskz_mov_ps(keep_a, a)), _mm512_castps_si512(_mm512_maskz_mov_ps(keep_b, b))));
+    store_halves<kStream>(p, lanes, woven(_mm512_castps_si512(keep(keep_a, a)), _mm512_castps_si512(keep(keep_b, b))));
   }
   template <bool kStream>
   static void keep2(Fp16* p, int lanes, const Fp16* from, M keep_a, F, M keep_b, F) {
@@ -179,12 +183,14 @@ struct Avx512 {
 }  // namespace
 
 const RowKernels* fake_quantize_rows_avx512() { return &Table<VectorRows<Avx512>>::rows; }
+const AdaquantRowKernels* adaquant_rows_avx512() { return &AdaquantVector<Avx512>::kernels; }
 
 }  // namespace pyquant
 #else
-#include "cpu/fake_quantize_rows.h"
+#include "cpu/adaquant_step_rows.h"
 
 namespace pyquant {
 const RowKernels* fake_quantize_rows_avx512() { return nullptr; }
+const AdaquantRowKernels* adaquant_rows_avx512() { return nullptr; }
 }  // namespace pyquant
 #endif
