@@ -12,13 +12,13 @@ import math
 import torch
 
 from pyquant.grid import Grid
+from pyquant.ops.adaquant_step import BETAS, LearnedWeight, adaquant_step
 from pyquant.ops.fake_quantize import fake_quantize
 from pyquant.steps.rounding.objective import Objective, Rounded, nearest
 
 STEPS = 250
 WEIGHT_RATE = 0.05  # codes a step
 SCALE_RATE = 0.002  # share of the scale a step
-_BETAS = (0.9, 0.99)
 _EVERY = 25
 
 
@@ -38,41 +38,16 @@ def learn(
     unit = 1.0 / (
         torch.diagonal(objective.h, dim1=-2, dim2=-1).mean(-1)[:, None, None] * scale.double().square()
     )
-    row_grid = Grid(grid.bits, grid.signed, axis=0, symmetric=grid.symmetric)
-    learn_scale = scale.shape[-1] == 1
-    position = (objective.weight / scale).float()
-    log_scale = torch.zeros_like(scale, dtype=torch.float32)
-    moments = [
-        torch.zeros_like(position),
-        torch.zeros_like(position),
-        torch.zeros_like(log_scale),
-        torch.zeros_like(log_scale),
-    ]
+    learner = (
+        _Rows(objective, scale, zero, grid) if scale.shape[-1] == 1 else _Groups(objective, scale, zero, grid)
+    )
     best = nearest(objective.weight, scale, zero, grid)
     best_value = objective.value(best.real())
-    g, n, k = position.shape
     for step in range(steps):
-        with torch.enable_grad():
-            p, ls = position.clone().requires_grad_(), log_scale.clone().requires_grad_(learn_scale)
-            s = scale.float() * torch.exp(ls)
-            if learn_scale:
-                flat = (p * scale).reshape(g * n, k)
-                w = fake_quantize(
-                    flat, s.reshape(-1), zero.float().reshape(-1).expand(g * n), row_grid
-                ).reshape(g, n, k)
-            else:
-                ratio = p + zero.float()
-                w = (
-                    ratio + (torch.round(ratio).clamp(grid.qmin, grid.qmax) - ratio).detach() - zero.float()
-                ) * s
-            w.backward(((w.detach() @ h - t) * unit).float())
         rate = 0.5 * (1 + math.cos(math.pi * step / steps))
-        position = _adam(position, p.grad, moments[0], moments[1], step, WEIGHT_RATE * rate)
-        if learn_scale:
-            log_scale = _adam(log_scale, ls.grad, moments[2], moments[3], step, SCALE_RATE * rate)
+        learner.learn(((learner.rounded @ h - t) * unit).float(), step, rate)
         if step % _EVERY == _EVERY - 1 or step == steps - 1:
-            now_scale = (scale.float() * torch.exp(log_scale)).double()
-            now = nearest(position.double() * scale, now_scale, zero, grid)
+            now = nearest(learner.position.double() * scale, learner.scale.double(), zero, grid)
             value = objective.value(now.real())
             better = (value < best_value)[..., None]
             best_value = torch.minimum(value, best_value)
@@ -84,10 +59,62 @@ def learn(
     return best
 
 
+class _Rows:
+    """Weights whose rows have a scale of their own, which is learned too."""
+
+    def __init__(self, objective: Objective, scale: torch.Tensor, zero: torch.Tensor, grid: Grid) -> None:
+        self.shape = objective.weight.shape
+        self.grid = Grid(grid.bits, grid.signed, axis=0, symmetric=grid.symmetric)
+        rows = objective.weight.flatten(0, 1)
+        self.learned = LearnedWeight.of(
+            rows.float(), scale.float().reshape(-1), zero.float().reshape(-1).expand(len(rows))
+        )
+        self.rounded = fake_quantize(
+            self.learned.position * self.learned.start[:, None],
+            self.learned.start,
+            self.learned.zero_point,
+            self.grid,
+        ).reshape(self.shape)
+
+    def learn(self, gradient: torch.Tensor, step: int, rate: float) -> None:
+        """Move by the gradient of the rounded weights; ``rate`` is that of the schedule."""
+        rates = (WEIGHT_RATE * rate, SCALE_RATE * rate)
+        rows = self.rounded.flatten(0, 1)
+        adaquant_step(self.learned, gradient.flatten(0, 1), self.grid, step, *rates, out=rows)
+
+    @property
+    def position(self) -> torch.Tensor:
+        """The weights in steps of the scale they started from."""
+        return self.learned.position.reshape(self.shape)
+
+    @property
+    def scale(self) -> torch.Tensor:
+        return self.learned.scale().reshape(*self.shape[:2], 1)
+
+
+class _Groups:
+    """Weights with groups inside a row: their scales stay, and what is out of range keeps its gradient."""
+
+    def __init__(self, objective: Objective, scale: torch.Tensor, zero: torch.Tensor, grid: Grid) -> None:
+        self.scale, self.zero, self.grid = scale.float(), zero.float(), grid
+        self.position = (objective.weight / scale).float()
+        self.moments = torch.zeros_like(self.position), torch.zeros_like(self.position)
+
+    @property
+    def rounded(self) -> torch.Tensor:
+        """The weights that the codes stand for."""
+        code = torch.round(self.position + self.zero).clamp(self.grid.qmin, self.grid.qmax)
+        return (code - self.zero) * self.scale
+
+    def learn(self, gradient: torch.Tensor, step: int, rate: float) -> None:
+        """Move by the gradient of the rounded weights."""
+        self.position = _adam(self.position, gradient * self.scale, *self.moments, step, WEIGHT_RATE * rate)
+
+
 def _adam(x, gradient, first, second, step: int, rate: float):
     """One Adam step; the two moments are updated in place."""
-    first.lerp_(gradient, 1 - _BETAS[0])
-    second.lerp_(gradient.square(), 1 - _BETAS[1])
-    unbiased = first / (1 - _BETAS[0] ** (step + 1))
-    spread = torch.sqrt(second / (1 - _BETAS[1] ** (step + 1)))
+    first.lerp_(gradient, 1 - BETAS[0])
+    second.lerp_(gradient.square(), 1 - BETAS[1])
+    unbiased = first / (1 - BETAS[0] ** (step + 1))
+    spread = torch.sqrt(second / (1 - BETAS[1] ** (step + 1)))
     return x - rate * unbiased / (spread + 1e-12)
