@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -30,19 +30,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     timing.keep_memory()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    pipe, run = Connection(args.socket), None
+    try:
+        serve(Connection(args.socket), args.module)
+    except (EOFError, ConnectionError):
+        # The other side is done, or gone.
+        return 0
+
+
+def serve(pipe: Connection, module: str) -> NoReturn:
+    """Answer question after question, of one case at a time."""
+    run = None
     while True:
-        try:
-            question, *words = pipe.recv()
-        except EOFError:
-            return 0
+        question, *words = pipe.recv()
         # Whatever an engine raises is its answer to the other side.
         try:
             if question == "build":
                 run = None
-                run, answer = build(args.module, *words)
+                run, answer = build(module, *words)
             else:
-                answer = {"calls": _calls, "seconds": _seconds}[question](run, *words)
+                answer = {"calls": timing.calls_of, "seconds": timing.seconds_of}[question](run, *words)
         except Exception as error:
             pipe.send((False, said(error)))
         else:
@@ -99,14 +105,6 @@ def forbid_amx() -> None:
     no_new_privileges, set_filter, filter_mode = 38, 22, 2
     if libc.prctl(no_new_privileges, 1, 0, 0, 0) or libc.prctl(set_filter, filter_mode, described, 0, 0):
         raise OSError(ctypes.get_errno(), "the system takes no filter of calls, so AMX cannot be forbidden")
-
-
-def _calls(run: Any, clock: str) -> int:
-    return timing.calls_of(run, clock)
-
-
-def _seconds(run: Any, calls: int, clock: str) -> float:
-    return timing.seconds_of(run, calls, clock)
 
 
 if __name__ == "__main__":
