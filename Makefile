@@ -40,9 +40,10 @@ test-all: setup data
 mutants: setup data
 	$(PY) tools/mutate.py
 
-# The native tests with the compiler's sanitizers built in; some ten minutes.
-sanitize: setup
+# The native tests and the kernels' tests with the compiler's sanitizers built in, and every shape between guard pages.
+sanitize: setup data
 	$(PY) tools/sanitize.py
+	$(PY) tools/sanitize_kernels.py
 
 check: setup
 	$(PY) -m ruff check .
