@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <memory>
@@ -62,8 +63,12 @@ class Worker {
   // Throws std::system_error if there are to be no more threads.
   Worker() {
     std::thread(&Worker::loop, this).detach();
-    // What a new thread allocates at first, it has allocated when this returns.
-    while (!ready_.load(std::memory_order_acquire)) std::this_thread::yield();
+    // What a new thread allocates at first, it has allocated when this returns. One that is late is not waited for: nobody
+    // depends on a worker that has not opened its mailbox.
+    const auto late = std::chrono::steady_clock::now() + std::chrono::milliseconds(100);
+    while (!ready_.load(std::memory_order_acquire) && std::chrono::steady_clock::now() < late) {
+      std::this_thread::yield();
+    }
   }
 
   void post(Job* job) {

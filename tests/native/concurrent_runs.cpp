@@ -34,7 +34,7 @@ void fork_and_run(const pq_program* program, const Tensors& inputs, const Tensor
 }  // namespace
 
 int main(int count, char** paths) {
-  // ThreadSanitizer does not follow threads that a child starts.
+  // Sanitizers have locks of their own, which a child may find held for ever.
   const bool fork_too = count > 1 && std::string(paths[1]) != "no-fork";
   CHECK(count > 2);
   for (int file = fork_too ? 1 : 2; file < count; ++file) {

@@ -10,6 +10,8 @@ from pyquant import reference
 from pyquant.ops import backend
 from pyquant.ops.gemm_w4 import gemm_w4
 from pyquant.ops.pack import pack
+from pyquant.runtime.execute_cpu import load
+from pyquant.runtime.program import Op, Program, Value
 from tests.ops.guarded import PLACES, Guarded, bytes_of, walk
 
 NATIVE = backend.extension()
@@ -28,25 +30,21 @@ def requantized(acc, multiplier, bias, zero, low, high):
     return np.clip(np.rint(y) + np.float32(zero), low, high).astype(np.uint8)
 
 
-class Convolution:
-    """One engine with one convolution, made from weights between guard pages."""
-
-    def __init__(
-        self, isa, shape, weight, multiplier, bias, out_shape, place, rooms, residual=None, **options
-    ):
-        self.engine = NATIVE.Engine(isa)
-        x, y = self.engine.value(False, False, *shape), self.engine.value(False, False, *out_shape)
-        inputs, extra = [x], {"residual": -1, "residual_zero": 0, "residual_scale": 0.0}
-        if residual is not None:
-            inputs.append(self.engine.value(False, False, *out_shape))
-            extra = {"residual": inputs[1], "residual_zero": residual[0], "residual_scale": residual[1]}
-        tensors = zip(rooms, (weight, multiplier, bias), strict=True)
-        addresses = [room.put(array, place) for room, array in tensors]
-        self.engine.convolution(
-            x=x, y=y, weight=addresses[0], weight_shape=weight.shape, multiplier=addresses[1], bias=addresses[2],
-            **extra, **options,
-        )  # fmt: skip
-        self.engine.seal(inputs, [y])
+def convolution(isa, shape, weight, multiplier, bias, out_shape, residual=None, **options):
+    """The engine of one convolution; ``weight`` is ``[N, KH, KW, C / groups]`` int8, ``residual`` its zero point and scale."""
+    attributes = {"kernel": weight.shape[1:3], "weight_bits": 8, "weight_signed": True, **options}
+    inputs, values = ("x",), {"x": Value("codes", tuple(map(int, shape))), "y": Value("codes", out_shape)}
+    if residual is not None:
+        attributes |= {"residual_zero": residual[0], "residual_scale": residual[1]}
+        inputs, values = ("x", "r"), values | {"r": Value("codes", out_shape)}
+    codes = torch.from_numpy(np.ascontiguousarray(weight)).flatten(1)
+    tensors = {
+        "weight": pack(codes, 8),
+        "multiplier": torch.from_numpy(multiplier),
+        "bias": torch.from_numpy(bias),
+    }
+    ops = (Op("conv", "conv", inputs, "y", attributes, tensors),)
+    return load(Program(values, ops, inputs, ("y",)), ops, inputs, ("y",), isa)
 
 
 # ------------------------------------------------------------------------------------------------- int8 products
@@ -58,7 +56,6 @@ def int8_products(isa, lengths, widths, heights, report):
     multiplier = rng.uniform(0.0005, 0.004, MOST).astype(np.float32)
     bias = rng.uniform(-20, 20, MOST).astype(np.float32)
     x_zero, y_zero = 117, 128
-    rooms = [Guarded(w.size), Guarded(4 * MOST), Guarded(4 * MOST)]
     rows, results = {p: Guarded(x.size) for p in PLACES}, {p: Guarded(x.size) for p in PLACES}
     sums = np.concatenate(
         [
@@ -74,8 +71,8 @@ def int8_products(isa, lengths, widths, heights, report):
             wanted = np.ascontiguousarray(right[:, :n])
             for place in PLACES:
                 report.at(isa, "packing", "N", n, "K", k, place)
-                layer = Convolution(
-                    isa, (1, 1, k), w[:n, None, None, :k], multiplier[:n], bias[:n], (1, 1, n), place, rooms,
+                layer = convolution(
+                    isa, (1, 1, k), w[:n, None, None, :k], multiplier[:n], bias[:n], (1, 1, n),
                     x_zero=x_zero, y_zero=y_zero, low=3, high=250, **POINT,
                 )  # fmt: skip
                 for m in heights:
@@ -85,7 +82,7 @@ def int8_products(isa, lengths, widths, heights, report):
                     report.at(isa, "M", m, "N", n, "K", k, place)
                     source = rows[place].address + (rows[place].size - m * k if place == "end" else 0)
                     result = results[place]
-                    layer.engine.run([source], [result.expect(expected, place)], m, 1)
+                    layer.run([source], [result.expect(expected, place)], m, 1)
                     assert result.holds(expected, place), (isa, m, n, k, place)
 
 
@@ -128,7 +125,7 @@ def w4_products(isa, shapes, widths, heights, report):
             group_size=group,
             backend="reference",
         ).numpy()
-        arrays = [codes.to(torch.int8).numpy(), zero.numpy(), scale.numpy()]
+        arrays = [pack(codes, 4).numpy(), zero.numpy(), scale.numpy()]
         given = [x.numpy(), x_zero.numpy(), x_scale.numpy()]
         rooms = [Guarded(array.nbytes) for array in arrays]
         inputs = {place: [Guarded(array.nbytes) for array in given] for place in PLACES}
@@ -141,7 +138,7 @@ def w4_products(isa, shapes, widths, heights, report):
             for place in PLACES:
                 report.at(isa, "packing", "N", n, "K", k, "group", group, place)
                 addresses = [room.put(a[:n], place) for room, a in zip(rooms, arrays, strict=True)]
-                layer = NATIVE.LinearW4(*addresses, n, k, group or k, isa)
+                layer = NATIVE.LinearW4(*addresses, n, k, group or k, 4, True, isa)
                 for m in heights:
                     picked = wanted[MOST - m :] if place == "end" else wanted[:m]
                     expected = bytes_of(picked)
@@ -150,7 +147,7 @@ def w4_products(isa, shapes, widths, heights, report):
                         room.address + (room.size - m * (array.nbytes // MOST) if place == "end" else 0)
                         for room, array in zip(inputs[place], given, strict=True)
                     ]
-                    layer.run(*sources, results[place].expect(expected, place), m, 1)
+                    layer.run_codes(*sources, 8, False, results[place].expect(expected, place), m, 1)
                     assert results[place].holds(expected, place), (isa, m, n, k, group, place)
 
 
@@ -229,16 +226,15 @@ def convolutions(isas, count, report):
         for isa in isas:
             for place in PLACES:
                 report.at(isa, number, x.shape, weight.shape, options, residual, place)
-                rooms = [Guarded(a.nbytes) for a in (weight, multiplier, bias)]
-                layer = Convolution(
-                    isa, x.shape[1:], weight, multiplier, bias, out_shape, place, rooms, residual,
+                layer = convolution(
+                    isa, x.shape[1:], weight, multiplier, bias, out_shape, residual,
                     x_zero=x_zero, y_zero=y_zero, low=1, high=253, **options,
                 )  # fmt: skip
                 held = [Guarded(a.nbytes) for a in (x, added)]
                 sources = [r.put(a, place) for r, a in zip(held, (x, added), strict=True)]
                 result = Guarded(expected.size)
                 used = sources[: 1 if residual is None else 2]
-                layer.engine.run(used, [result.expect(expected, place)], len(x), 1)
+                layer.run(used, [result.expect(expected, place)], len(x), 1)
                 assert result.holds(expected, place), (isa, number)
 
 
