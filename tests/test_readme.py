@@ -1,12 +1,16 @@
 """The README is executed: its Python runs, its commands run, and its figures are those of the committed results."""
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import pyquant
 from bench import table
 from pyquant import zoo
 from pyquant.cli import main
@@ -45,7 +49,7 @@ def folder(tmp_path, monkeypatch):
 
 def title(block):
     """The first call of a block, to tell the tests apart."""
-    return re.search(r"pq\.(\w+)", block)[1]
+    return re.search(r"pq\.(\w+)|(\w+)\(", block)[0].removeprefix("pq.").removesuffix("(")
 
 
 def test_the_readme_has_blocks_to_run():
@@ -73,6 +77,18 @@ def test_commands(folder, capsys):
         assert capsys.readouterr().out.strip(), line
         for place in (i for i, word in enumerate(words) if word == "-o"):
             assert Path(words[place + 1]).stat().st_size > 0
+
+
+def test_the_example_in_c_is_built(folder):
+    """By the README's own lines; run without arguments, it says what it wants."""
+    if shutil.which("cc") is None or not Path(pyquant.library()).is_file():
+        pytest.skip("no C compiler, or the extension is not built")
+    (block,) = re.findall(r"^```bash\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+    (folder / "csrc").symlink_to(ROOT / "csrc")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["bash", "-e", "-c", block], check=True, env={**os.environ, "PATH": path})
+    ran = subprocess.run([folder / "classify"], check=False, capture_output=True, text=True)
+    assert ran.returncode == 1 and ran.stderr.startswith("classify: give a saved network")
 
 
 def test_every_command_is_shown(capsys):
