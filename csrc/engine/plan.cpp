@@ -56,6 +56,17 @@ std::vector<Stage> stages_of(const std::vector<Value>& values, const std::vector
   return stages;
 }
 
+// A value that outlives a stage lives in all of each stage that it touches: later images pass through the stage's first
+// step when earlier ones have left its last.
+Life over_stages(Life life, const std::vector<Stage>& stages) {
+  const Life exact = life;
+  for (const Stage& stage : stages) {
+    if (stage.begin <= exact.born && exact.born < stage.end) life.born = stage.begin;
+    if (stage.begin <= exact.dies && exact.dies < stage.end) life.dies = stage.end - 1;
+  }
+  return life;
+}
+
 // First fit by lifetime: a value takes the lowest gap that no living value overlaps. Returns the bytes that all take.
 int64_t place(std::vector<Value>& values, std::vector<Life> lives, int64_t images) {
   std::stable_sort(lives.begin(), lives.end(), [](const Life& a, const Life& b) { return a.born < b.born; });
@@ -94,7 +105,7 @@ Plan plan(std::vector<Value>& values, const std::vector<std::unique_ptr<Step>>& 
     });
     values[life.value].in_stage = at != plan.stages.end();
     if (at == plan.stages.end()) {
-      longer.push_back(life);
+      longer.push_back(over_stages(life, plan.stages));
     } else {
       within[static_cast<size_t>(at - plan.stages.begin())].push_back(life);
     }
