@@ -34,16 +34,15 @@ def test_every_image_passes_every_stage(threads: int) -> None:
 
 
 def test_what_a_stage_gives_does_not_lie_where_later_images_still_read() -> None:
-    """Three stages in a row: what passes from the first to the second dies in the step that makes what passes on."""
+    """What passes to the second stage dies there before what it gives, larger and so in reach of later images, is made."""
     writer = Writer(1)
     x = writer.codes_input(64, 64, 8)
     wide = writer.conv(x, 160, (1, 1))
     between = writer.avg_pool(wide, (4, 4), (4, 4))
     between = writer.conv(between, 160, (3, 3), (1, 1), (1, 1, 1, 1), groups=160)
-    small = writer.avg_pool(between, (8, 8), (8, 8))
-    program = writer.program(small)
+    program = writer.program(writer.conv(between, 320, (1, 1)))
     whole = writer.batch(19)
     executor = CpuExecutor(program, threads=1)
     want = tuple(torch.cat(images) for images in zip(*(executor(t) for t in whole[0].split(1)), strict=True))
-    assert len(torch.unique(want[0], dim=0)) > 5
+    assert len(torch.unique(want[0], dim=0)) == 19
     assert_same_bytes(executor(*whole), want)
