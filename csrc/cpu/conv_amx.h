@@ -95,9 +95,8 @@ struct AmxSums {
   void finish(const AmxCall& call) const {
     for (int64_t g = 0; g < count; ++g) {
       const int64_t begin = groups[g].begin;
-      for (int64_t p = 0; p < panels; ++p) {
-        finish_panel(call.layer, call.pixels, groups[g].first + begin, call.rows - begin, panel + p, sums[g][p][begin]);
-      }
+      finish_panels(call.layer, call.pixels, groups[g].first + begin, call.rows - begin, panel, panels,
+                    sums[g][0][begin], kTileRows * kLanes);
     }
   }
 };

@@ -67,7 +67,7 @@ void conv_tile(const ConvLayer& layer, const ConvPixels& pixels, int64_t first, 
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) Lanes::store_ints(sums + (p * R + r) * kLanes, acc[r][p]);
   }
-  for (int p = 0; p < P; ++p) finish_panel(layer, pixels, first, R, panel + p, sums + p * R * kLanes);
+  finish_panels(layer, pixels, first, R, panel, P, sums, R * kLanes);
 }
 
 using TileFunction = void (*)(const ConvLayer&, const ConvPixels&, int64_t, int64_t, int32_t*);

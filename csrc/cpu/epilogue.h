@@ -25,22 +25,23 @@ struct Requantise {
   explicit Requantise(const Epilogue& e)
       : low(Lanes::set_float(e.low_less_zero)),
         high(Lanes::set_float(e.high_less_zero)),
-        residual_zero(Lanes::set_float(e.residual_zero)),
+        residual_zero(Lanes::set_float(Lanes::kCodeOffset + e.residual_zero)),
         residual_scale(Lanes::set_float(e.residual_scale)),
         zero(Lanes::set_int(e.zero)) {}
 
   Lanes::Floats add_residual(const Lanes::Floats& y, const uint8_t* residual) const {
-    const Lanes::Floats codes = Lanes::to_float(Lanes::load_codes(residual));
-    return Lanes::add(y, Lanes::mul(Lanes::sub(codes, residual_zero), residual_scale));
+    const Lanes::Floats offset = Lanes::sub(Lanes::load_code_floats(residual), residual_zero);
+    return Lanes::add(y, Lanes::mul(offset, residual_scale));
   }
 
   void store(const Lanes::Floats& y, uint8_t* to, int64_t n) const {
     Lanes::store_codes(to, Lanes::add_ints(Lanes::round(Lanes::clamp(y, low, high)), zero), n);
   }
 
-  // Sixteen codes of four rows: together they take fewer instructions.
-  void store_four(const Lanes::Floats (&y)[4], uint8_t* const* to, int64_t channel) const {
-    Lanes::store_four(to, channel, y, low, high, zero);
+  // Thirty-two codes of two pixels: together they take fewer instructions.
+  template <bool kSaturate>
+  void store_pair(const Lanes::Floats (&y)[4], uint8_t* a, uint8_t* b) const {
+    Lanes::store_pair<kSaturate>(a, b, y, low, high, zero);
   }
 };
 
@@ -52,35 +53,58 @@ bool weights_stay(const ConvLayer& layer, int64_t panels) {
 }
 
 // The results of one panel: accumulators [count][16] become codes or floats of `count` pixels. `first` counts pixels.
-void finish_panel(const ConvLayer& layer, const ConvPixels& pixels, int64_t first, int64_t count, int64_t panel,
+__attribute__((noinline)) void finish_panel(const ConvLayer& layer, const ConvPixels& pixels, int64_t first, int64_t count, int64_t panel,
                   const int32_t* acc) {
   const int64_t channel = panel * kLanes;
   const int64_t n = layer.channels - channel < kLanes ? layer.channels - channel : kLanes;
   const Affine affine(layer.epilogue, channel);
   const Requantise requantise(layer.epilogue);
-  const auto row = [&](int64_t r) { return affine(Lanes::load_ints(acc + r * kLanes)); };
+  const auto sum = [&](int64_t r) { return affine(Lanes::load_ints(acc + r * kLanes)); };
   void* const* y = pixels.y + first;
   if (pixels.to_float) {
-    for (int64_t r = 0; r < count; ++r) Lanes::store_floats(static_cast<float*>(y[r]) + channel, row(r), n);
+    for (int64_t r = 0; r < count; ++r) Lanes::store_floats(static_cast<float*>(y[r]) + channel, sum(r), n);
     return;
   }
-  uint8_t* const* codes = reinterpret_cast<uint8_t* const*>(y);
+  const uint8_t* const* residual = pixels.residual != nullptr ? pixels.residual + first : nullptr;
+  for (int64_t r = 0; r < count; ++r) {
+    const Lanes::Floats code = residual != nullptr ? requantise.add_residual(sum(r), residual[r] + channel) : sum(r);
+    requantise.store(code, static_cast<uint8_t*>(y[r]) + channel, n);
+  }
+}
+
+// Codes of two whole panels, whose accumulators lie `apart` integers from each other.
+template <bool kResidual, bool kSaturate>
+__attribute__((noinline)) void finish_pair(const ConvLayer& layer, const ConvPixels& pixels, int64_t first, int64_t count, int64_t panel,
+                 const int32_t* acc, int64_t apart) {
+  const int64_t channel = panel * kLanes;
+  const Affine affine[2] = {{layer.epilogue, channel}, {layer.epilogue, channel + kLanes}};
+  const Requantise requantise(layer.epilogue);
+  uint8_t* const* y = reinterpret_cast<uint8_t* const*>(pixels.y) + first;
+  const uint8_t* const* residual = kResidual ? pixels.residual + first : nullptr;
+  const auto result = [&](int64_t r, int64_t p) {
+    const Lanes::Floats sum = affine[p](Lanes::load_ints(acc + p * apart + r * kLanes));
+    return kResidual ? requantise.add_residual(sum, residual[r] + channel + p * kLanes) : sum;
+  };
   int64_t r = 0;
-  if (pixels.residual == nullptr) {
-    for (; n == kLanes && r + 4 <= count; r += 4) {
-      const Lanes::Floats four[4] = {row(r), row(r + 1), row(r + 2), row(r + 3)};
-      requantise.store_four(four, codes + r, channel);
-    }
-    for (; r < count; ++r) requantise.store(row(r), codes[r] + channel, n);
+  for (; r + 2 <= count; r += 2) {
+    const Lanes::Floats four[4] = {result(r, 0), result(r, 1), result(r + 1, 0), result(r + 1, 1)};
+    requantise.template store_pair<kSaturate>(four, y[r] + channel, y[r + 1] + channel);
+  }
+  if (r < count) {
+    for (int64_t p = 0; p < 2; ++p) requantise.store(result(r, p), y[r] + channel + p * kLanes, kLanes);
+  }
+}
+
+// The results of some panels: accumulators [panels][16], `apart` integers from panel to panel.
+void finish_panels(const ConvLayer& layer, const ConvPixels& pixels, int64_t first, int64_t count, int64_t panel,
+                   int64_t panels, const int32_t* acc, int64_t apart) {
+  constexpr decltype(&finish_pair<false, false>) kPairs[2][2] = {
+      {finish_pair<false, false>, finish_pair<false, true>}, {finish_pair<true, false>, finish_pair<true, true>}};
+  if (panels == 2 && !pixels.to_float && (panel + 2) * kLanes <= layer.channels) {
+    kPairs[pixels.residual != nullptr][layer.epilogue.saturates](layer, pixels, first, count, panel, acc, apart);
     return;
   }
-  const uint8_t* const* residual = pixels.residual + first;
-  const auto sum = [&](int64_t i) { return requantise.add_residual(row(i), residual[i] + channel); };
-  for (; n == kLanes && r + 4 <= count; r += 4) {
-    const Lanes::Floats four[4] = {sum(r), sum(r + 1), sum(r + 2), sum(r + 3)};
-    requantise.store_four(four, codes + r, channel);
-  }
-  for (; r < count; ++r) requantise.store(sum(r), codes[r] + channel, n);
+  for (int64_t p = 0; p < panels; ++p) finish_panel(layer, pixels, first, count, panel + p, acc + p * apart);
 }
 
 }  // namespace

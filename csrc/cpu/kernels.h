@@ -22,6 +22,7 @@ struct Epilogue {
   int32_t zero;
   float residual_zero;
   float residual_scale;
+  bool saturates;  // low and high are 0 and 255, and no result is beyond an int32, whatever the sums
 };
 
 // A convolution as an implicit matrix product: an output pixel's inputs are `segments` runs of 4 * steps bytes, at

@@ -48,6 +48,8 @@ struct Lanes {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return {_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))};
   }
+  static constexpr float kCodeOffset = 0.0f;
+  static Floats load_code_floats(const uint8_t* p) { return to_float(load_codes(p)); }
   static void store_codes(uint8_t* p, Ints v, int64_t n) {
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(v.low, v.high), 0xD8);
     const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
@@ -60,10 +62,13 @@ struct Lanes {
     }
   }
 
-  // Sixteen codes to each of four rows.
-  static void store_four(uint8_t* const* rows, int64_t channel, const Floats (&v)[4], const Floats& low,
-                         const Floats& high, const Ints& zero) {
-    for (int r = 0; r < 4; ++r) store_codes(rows[r] + channel, add_ints(round(clamp(v[r], low, high)), zero), 16);
+  // Thirty-two codes to each of two rows.
+  template <bool kSaturate>
+  static void store_pair(uint8_t* a, uint8_t* b, const Floats (&v)[4], const Floats& low, const Floats& high,
+                         const Ints& zero) {
+    for (int n = 0; n < 4; ++n) {
+      store_codes((n < 2 ? a : b) + n % 2 * 16, add_ints(round(clamp(v[n], low, high)), zero), 16);
+    }
   }
 
   static Floats load_floats(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }

@@ -36,6 +36,15 @@ struct Lanes {
   static Ints load_codes(const uint8_t* p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
+  // Codes as floats plus kCodeOffset: a code in the low bits of 2^23 is that number plus the code, and takes one shuffle
+  // where widening and converting take two. Whoever subtracts a zero point takes the offset off with it, exactly.
+  static constexpr float kCodeOffset = 8388608.0f;
+  static Floats load_code_floats(const uint8_t* p) {
+    const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i codes = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    constexpr __mmask64 kLowest = 0x1111111111111111;
+    return _mm512_castsi512_ps(_mm512_mask_shuffle_epi8(_mm512_set1_epi32(0x4B000000), kLowest, codes, order));
+  }
   static void store_codes(uint8_t* p, Ints v, int64_t n) {
     __m128i bytes = _mm512_cvtepi32_epi8(v);
     // Keeps gcc from joining this with the store below: vpmovdb to masked memory is microcoded on Zen 4.
@@ -47,25 +56,27 @@ struct Lanes {
     }
   }
 
-  // Sixteen codes to each of four rows: min(max(round(v), low), high) + zero. Packing saturates, so the lower bound can wait
-  // until the codes are bytes; a NaN becomes it, as everywhere.
-  static void store_four(uint8_t* const* rows, int64_t channel, const Floats (&v)[4], Floats low, Floats high, Ints zero) {
-    const auto code = [&](Floats f) { return _mm512_cvtps_epi32(_mm512_min_ps(high, f)); };
+  // Thirty-two codes to each of two rows: v[0] and v[1] to `a`, v[2] and v[3] to `b`, min(max(round(v), low), high) + zero.
+  // Packing saturates, so the lower bound can wait until the codes are bytes; a NaN becomes it, as everywhere. With
+  // kSaturate the bounds are 0 and 255 and no v is beyond an integer, so packing is enough.
+  template <bool kSaturate>
+  static void store_pair(uint8_t* a, uint8_t* b, const Floats (&v)[4], Floats low, Floats high, Ints zero) {
+    const auto code = [&](Floats f) { return _mm512_cvtps_epi32(kSaturate ? f : _mm512_min_ps(high, f)); };
     const __m512i zeros = _mm512_packs_epi32(zero, zero);
-    const __m512i lowest = _mm512_add_epi32(_mm512_cvtps_epi32(low), zero);
     const __m512i first = _mm512_adds_epi16(_mm512_packs_epi32(code(v[0]), code(v[1])), zeros);
     const __m512i second = _mm512_adds_epi16(_mm512_packs_epi32(code(v[2]), code(v[3])), zeros);
-    const __m512i low_bytes = _mm512_packus_epi16(_mm512_packs_epi32(lowest, lowest), _mm512_packs_epi32(lowest, lowest));
-    const __m512i bytes = _mm512_max_epu8(_mm512_packus_epi16(first, second), low_bytes);
-    // Dword 4 i + r holds channels 4 i to 4 i + 3 of row r.
+    __m512i bytes = _mm512_packus_epi16(first, second);
+    if (!kSaturate) {
+      const __m512i lowest = _mm512_add_epi32(_mm512_cvtps_epi32(low), zero);
+      const __m512i words = _mm512_packs_epi32(lowest, lowest);
+      bytes = _mm512_max_epu8(bytes, _mm512_packus_epi16(words, words));
+    }
+    // Dword 4 i + n holds channels 4 i to 4 i + 3 of v[n].
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i sorted = _mm512_permutexvar_epi32(order, bytes);
-    const auto at = [&](int r) { return reinterpret_cast<__m128i*>(rows[r] + channel); };
-    _mm_storeu_si128(at(0), _mm512_castsi512_si128(sorted));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(a), _mm512_castsi512_si256(sorted));
     // Assembly, because gcc extracts to a register first, which takes the port that the products want.
-    asm("vextracti32x4 $1, %1, %0" : "=m"(*at(1)) : "v"(sorted));
-    asm("vextracti32x4 $2, %1, %0" : "=m"(*at(2)) : "v"(sorted));
-    asm("vextracti32x4 $3, %1, %0" : "=m"(*at(3)) : "v"(sorted));
+    asm("vextracti64x4 $1, %1, %0" : "=m"(*reinterpret_cast<__m256i*>(b)) : "v"(sorted));
   }
 
   static Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }

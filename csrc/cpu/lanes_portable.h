@@ -64,16 +64,21 @@ struct Lanes {
     for (int i = 0; i < 4; ++i) r.v[i] = Unsigned4{p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]};
     return r;
   }
+  static constexpr float kCodeOffset = 0.0f;
+  static Floats load_code_floats(const uint8_t* p) { return to_float(load_codes(p)); }
   static void store_codes(uint8_t* p, const Ints& v, int64_t n) {
     uint8_t all[16];
     for (int i = 0; i < 16; ++i) all[i] = static_cast<uint8_t>(v.v[i / 4][i % 4]);
     __builtin_memcpy(p, all, static_cast<size_t>(n < 16 ? n : 16));
   }
 
-  // Sixteen codes to each of four rows.
-  static void store_four(uint8_t* const* rows, int64_t channel, const Floats (&v)[4], const Floats& low,
-                         const Floats& high, const Ints& zero) {
-    for (int r = 0; r < 4; ++r) store_codes(rows[r] + channel, add_ints(round(clamp(v[r], low, high)), zero), 16);
+  // Thirty-two codes to each of two rows.
+  template <bool kSaturate>
+  static void store_pair(uint8_t* a, uint8_t* b, const Floats (&v)[4], const Floats& low, const Floats& high,
+                         const Ints& zero) {
+    for (int n = 0; n < 4; ++n) {
+      store_codes((n < 2 ? a : b) + n % 2 * 16, add_ints(round(clamp(v[n], low, high)), zero), 16);
+    }
   }
 
   static Floats load_floats(const float* p) {

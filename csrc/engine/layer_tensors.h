@@ -1,5 +1,7 @@
 // Per-channel tensors of a convolution, padded to whole panels of 16 channels.
 #pragma once
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "engine/aligned.h"
@@ -14,6 +16,8 @@ struct LayerTensors {
   AlignedArray<int8_t> weight;
   AlignedArray<int32_t> seed;
   AlignedArray<float> multiplier, bias;
+  double most = 0;  // no result is farther from 0, for no sum is farther than kBeyondInt32
+  static constexpr double kBeyondInt32 = 2147483648.0;
 
   LayerTensors(const ConvolutionSpec& spec, int64_t groups) {
     const int64_t outputs = spec.outputs / groups;
@@ -30,7 +34,9 @@ struct LayerTensors {
       seed[to] = static_cast<int32_t>(static_cast<uint32_t>(-sum * spec.x_zero));
       multiplier[to] = spec.multiplier[n];
       bias[to] = spec.bias[n];
+      most = std::max(most, kBeyondInt32 * std::abs(double{spec.multiplier[n]}) + std::abs(double{spec.bias[n]}));
     }
+    most += 256 * std::abs(double{spec.residual_scale});
   }
 
   Epilogue epilogue(const ConvolutionSpec& spec, int64_t first) const {
@@ -40,7 +46,8 @@ struct LayerTensors {
             static_cast<float>(spec.high - spec.y_zero),
             spec.y_zero,
             static_cast<float>(spec.residual_zero),
-            spec.residual_scale};
+            spec.residual_scale,
+            spec.low == 0 && spec.high == 255 && most < kBeyondInt32};
   }
 };
 
