@@ -116,6 +116,7 @@ struct Kernels {
   // The most steps of a run that a convolution takes at once; the runs of its weights are padded to whole chunks of
   // equal size. 0: runs of any length.
   int64_t chunk_steps;
+  int64_t group_pixels;  // a convolution likes its pixels in multiples of this
   void (*conv)(const ConvLayer&, const ConvPixels&, int64_t panel_begin, int64_t panel_end);
   void (*depthwise)(const DepthwiseLayer&, const DepthwiseBand&);
   void (*add)(const AddLayer&, const uint8_t* a, const uint8_t* b, uint8_t* y, int64_t count);

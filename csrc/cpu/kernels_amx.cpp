@@ -13,6 +13,7 @@ const Kernels* kernels_amx() {
   static const Kernels table = [] {
     Kernels kernels = kernels_avx512();
     kernels.chunk_steps = kTileRows;
+    kernels.group_pixels = 2 * kTileRows;
     kernels.conv = conv_amx;
     return kernels;
   }();

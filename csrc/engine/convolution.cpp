@@ -94,12 +94,15 @@ class Convolution : public Step {
     void* y[kBlock];
     const uint8_t* r[kBlock];
     const int64_t x_step = spec_.stride_width * from.pixel_stride;
-    const int64_t blocks = (end - begin + kBlock - 1) / kBlock;
+    const int64_t group = frame.kernels.group_pixels;
+    const int64_t groups = (end - begin + group - 1) / group;
+    const int64_t blocks = (groups + kBlock / group - 1) / (kBlock / group);
+    const auto block_begin = [&](int64_t b) { return std::min(groups * b / blocks * group, end - begin); };
     int64_t column = begin % shape.width;
     int64_t row = begin / shape.width % shape.height;
     int64_t image = begin / shape.pixels();
     for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t count = (end - begin) * (b + 1) / blocks - (end - begin) * b / blocks;
+      const int64_t count = block_begin(b + 1) - block_begin(b);
       // Along a row, addresses grow by constant steps.
       for (int64_t i = 0; i < count;) {
         const int64_t run = std::min(count - i, shape.width - column);
