@@ -47,6 +47,33 @@ def test_tails(isa: str) -> None:
 
 
 @needs_cpu
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("steepness", "offset"), [(1.0, 0.0), (1e7, 0.0), (0.01, 3e9), (0.01, -3e9)])
+def test_results_beyond_an_integer_are_clamped(isa: str, steepness: float, offset: float) -> None:
+    """Codes 0 to 255 may be clamped as they are packed, but not where a result does not fit into an int32."""
+    m, n, k = 14, 48, 64
+    x, weight, multiplier, bias = case(m, n, k)
+    multiplier, bias = multiplier * steepness, bias + offset
+    layer = PackedConv(
+        weight,
+        multiplier,
+        bias,
+        (1, 1, k),
+        isa=isa,
+        stride=(1, 1),
+        padding=(0, 0, 0, 0),
+        dilation=(1, 1),
+        groups=1,
+        x_zero=131,
+        y_zero=90,
+        low=0,
+        high=255,
+    )
+    want = reference.requantize((x.long() - 131) @ weight.long().T, multiplier, bias, 90, 0, 255)
+    assert torch.equal(layer(x, threads=1).reshape(m, n), want)
+
+
+@needs_cpu
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (7, 33, 130), (64, 96, 515), (3, 1000, 1280)])
 def test_backends_agree(m: int, n: int, k: int) -> None:
     tensors = case(m, n, k)
