@@ -30,8 +30,8 @@ struct Requantise {
         zero(Lanes::set_int(e.zero)) {}
 
   Lanes::Floats add_residual(const Lanes::Floats& y, const uint8_t* residual) const {
-    const Lanes::Floats offset = Lanes::sub(Lanes::load_code_floats(residual), residual_zero);
-    return Lanes::add(y, Lanes::mul(offset, residual_scale));
+    const Lanes::Floats codes = Lanes::load_code_floats(residual);
+    return Lanes::add(y, Lanes::mul(Lanes::sub(codes, residual_zero), residual_scale));
   }
 
   void store(const Lanes::Floats& y, uint8_t* to, int64_t n) const {
