@@ -36,7 +36,9 @@ void gemm_w4_rows(const GemmW4& w4, const RowCodes& rows, const Codes& from, int
                                     gemm_w4_tile<4, kBits>, gemm_w4_tile<5, kBits>, gemm_w4_tile<6, kBits>};
   static_assert(LowBit::kTileRows <= 6, "no taller tile is compiled");
   const int64_t tiles = (rows.count + LowBit::kTileRows - 1) / LowBit::kTileRows;
+  Ahead ahead(from, tiles);
   for (int64_t t = 0; t < tiles; ++t) {
+    ahead.step();
     const int64_t begin = t * rows.count / tiles, end = (t + 1) * rows.count / tiles;
     kTiles[end - begin - 1](w4, rows, from, begin, panel, totals + begin * kTileFloats, kept + begin * kTileFloats);
   }
