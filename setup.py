@@ -1,6 +1,6 @@
 """Builds the C++ extension ``pyquant._C`` and, on Linux, ``libpyquant.so``: the engine for programs without Python.
 
-A source's name says its instruction set: ``*_avx512.cpp`` and ``*_avx2.cpp`` get their own flags and are reached only after a
+A source's name says its instruction set: ``*_avx512.cpp`` or ``*_avx_vnni.cpp``, say, gets its own flags and is reached only after a
 run-time check, so one binary serves every x86-64, and on other machines those files compile to nothing. Without a working
 compiler the build goes on: the package then runs on the reference backend, and ``pyquant backends`` says so.
 """
@@ -31,12 +31,14 @@ COMMON = [
     "-pthread",
 ]
 # A file that is not given these has code for a compiler that does not know them.
-NEWER_FLAGS = ("-mamx-tile", "-mamx-int8")
+NEWER_FLAGS = ("-mamx-tile", "-mamx-int8", "-mavxvnni")
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c"]
 X86_FLAGS = {
     "_amx.cpp": [*AVX512, "-mamx-tile", "-mamx-int8"],
     "_avx512.cpp": AVX512,
-    "_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
+    "_avx_vnni.cpp": [*AVX2, "-mavxvnni"],
+    "_avx2.cpp": AVX2,
 }
 LIBRARY = "libpyquant.so"
 HEADER = "csrc/include/pyquant.h"

@@ -28,7 +28,7 @@ COMPUTE = LOOPS[: LOOPS.index(READ)]
 OPERATIONS = {AMX: 2e10, FMA512: 1e9, FMA256: 1e9, MADD: 1e9}
 WINDOW, CACHED = 64 << 20, 512 << 20
 # What bounds integer work, by the instruction set of the kernels.
-BY_ISA = {"amx": AMX, "avx512": VNNI512, "avxvnni": VNNI256, "avx2": MADD}
+BY_ISA = {"amx": AMX, "avx512": VNNI512, "avx_vnni": VNNI256, "avx2": MADD}
 
 
 class Probe:

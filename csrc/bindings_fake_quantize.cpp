@@ -6,6 +6,7 @@
 
 #include "cpu/adaquant_step.h"
 #include "cpu/fake_quantize.h"
+#include "cpu/isa.h"
 #include "cpu/result_memory.h"
 
 namespace py = pybind11;
@@ -21,11 +22,16 @@ FloatType float_type(const std::string& name) {
 }
 
 FakeQuantizeIsa isa_of(const std::string& name) {
+  if (name == "avx_vnni") {
+    // There is no dot product here: AVX2's kernels, where this machine has AVX-VNNI.
+    for (const std::string& one : available_isas())
+      if (one == name) return FakeQuantizeIsa::avx2;
+  }
   const FakeQuantizeIsa all[] = {FakeQuantizeIsa::avx512, FakeQuantizeIsa::avx2, FakeQuantizeIsa::portable};
   const char* names[] = {"avx512", "avx2", "portable"};
   for (int i = 0; i < 3; ++i)
     if ((name == "best" || name == names[i]) && fake_quantize_has(all[i])) return all[i];
-  throw std::invalid_argument("instruction set " + name + " is not here; use best, avx512, avx2 or portable");
+  throw std::invalid_argument("instruction set " + name + " is not here; use best, avx512, avx_vnni, avx2 or portable");
 }
 
 template <class T>

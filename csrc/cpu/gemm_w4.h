@@ -61,6 +61,7 @@ struct GemmW4Kernels {
 
 const GemmW4Kernels& gemm_w4_amx();  // those of avx512 where the compiler knows no tiles
 const GemmW4Kernels& gemm_w4_avx512();
+const GemmW4Kernels& gemm_w4_avx_vnni();  // those of avx2 where the compiler knows no AVX-VNNI
 const GemmW4Kernels& gemm_w4_avx2();
 const GemmW4Kernels& gemm_w4_portable();
 const GemmW4Kernels& gemm_w4_for(Isa isa);

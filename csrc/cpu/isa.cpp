@@ -15,7 +15,7 @@
 namespace pyquant {
 namespace {
 
-constexpr Isa kBestFirst[] = {Isa::amx, Isa::avx512, Isa::avx2, Isa::portable};
+constexpr Isa kBestFirst[] = {Isa::amx, Isa::avx512, Isa::avx_vnni, Isa::avx2, Isa::portable};
 
 // Linux gives a process the tile registers when it asks for them.
 bool tiles_granted() {
@@ -30,6 +30,17 @@ bool tiles_granted() {
 #endif
 }
 
+#if defined(__x86_64__)
+// Leaf 7, subleaf 1: not every compiler's __builtin_cpu_supports knows it.
+bool has_avx_vnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kAvxVnni = 1u << 4;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || a < 1) return false;
+  __cpuid_count(7, 1, a, b, c, d);
+  return (a & kAvxVnni) != 0;
+}
+#endif
+
 bool machine_has(Isa isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -43,6 +54,11 @@ bool machine_has(Isa isa) {
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vnni");
+    case Isa::avx_vnni: {
+      // In this order: the table is compiled for AVX2, which also asks whether the system keeps the registers.
+      static const bool has = machine_has(Isa::avx2) && kernels_avx_vnni() != nullptr && has_avx_vnni();
+      return has;
+    }
     case Isa::avx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     case Isa::portable:
@@ -60,6 +76,8 @@ const char* isa_name(Isa isa) {
       return "amx";
     case Isa::avx512:
       return "avx512";
+    case Isa::avx_vnni:
+      return "avx_vnni";
     case Isa::avx2:
       return "avx2";
     case Isa::portable:
@@ -92,6 +110,7 @@ const Kernels& kernels_for(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::amx) return *kernels_amx();
   if (isa == Isa::avx512) return kernels_avx512();
+  if (isa == Isa::avx_vnni) return *kernels_avx_vnni();
   if (isa == Isa::avx2) return kernels_avx2();
 #endif
   (void)isa;

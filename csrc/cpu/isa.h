@@ -5,12 +5,13 @@
 
 namespace pyquant {
 
-enum class Isa { portable, avx2, avx512, amx };
+enum class Isa { portable, avx2, avx_vnni, avx512, amx };
 
 // The best one that this machine has.
 Isa best_isa();
 
-// The names of those that this machine has, best first: "amx", "avx512" (with VNNI), "avx2", "portable".
+// The names of those that this machine has, best first: "amx", "avx512" (with VNNI), "avx_vnni" (AVX2 with it),
+// "avx2", "portable".
 std::vector<std::string> available_isas();
 
 // The instruction set called `name`, where "auto" is the best; throws std::invalid_argument if this machine lacks it.

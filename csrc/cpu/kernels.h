@@ -129,6 +129,7 @@ struct Kernels {
 
 const Kernels* kernels_amx();  // null if the compiler knew no AMX
 const Kernels& kernels_avx512();
+const Kernels* kernels_avx_vnni();  // null if the compiler knew no AVX-VNNI
 const Kernels& kernels_avx2();
 const Kernels& kernels_portable();
 const Kernels& kernels_for(Isa isa);

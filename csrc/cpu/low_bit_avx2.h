@@ -1,5 +1,6 @@
-// Codes of few bits in AVX2: sixteen channels of four k are two registers. With codes of up to 4 bits maddubs cannot
-// saturate, and eight of its sums fit 16 bits (8 * 2 * 15 * 128 = 30,720): a block is widened once.
+// Codes of few bits in AVX2: sixteen channels of four k are two registers. AVX-VNNI's vpdpbusd takes the weight as its
+// unsigned operand and a broadcast activation as its signed one. Without it: with codes of up to 4 bits maddubs cannot
+// saturate, and eight of its sums fit 16 bits (8 * 2 * 15 * 128 = 30,720), so a block is widened once.
 #pragma once
 #include "cpu/fake_quantize.h"
 #include "cpu/lanes_avx2.h"
@@ -8,15 +9,19 @@ namespace pyquant {
 namespace {
 
 struct LowBit : Lanes {
+  static constexpr int kTilePanels = 1;
+#if defined(__AVXVNNI__)
+  // 6 rows x 1 panel: 12 registers of sums cover vpdpbusd's latency.
+  static constexpr int kTileRows = 6;
+  // Up to here unpacking beside the dot product, twice even, costs less than a pass through the first-level cache.
+  static constexpr int kRowsInRegisters = 12;
+#else
   // 4 rows x 1 panel: 8 registers of 16-bit sums; the 32-bit ones are met once a block.
   static constexpr int kTileRows = 4;
-  static constexpr int kTilePanels = 1;
   static constexpr int kRowsInRegisters = 8;
+#endif
 
   struct Quad {
-    __m256i low, high;
-  };
-  struct Sums {
     __m256i low, high;
   };
 
@@ -48,6 +53,17 @@ struct LowBit : Lanes {
     __builtin_memcpy(&bytes, p, 4);
     return _mm256_set1_epi32(bytes);
   }
+#if defined(__AVXVNNI__)
+  using Sums = Ints;
+  static Sums open(Ints acc) { return acc; }
+  static Ints close(Ints, Sums sums) { return sums; }
+  static Sums dot_codes(Sums sums, Quad w, __m256i x) {
+    return {sum_products(sums.low, w.low, x), sum_products(sums.high, w.high, x)};
+  }
+#else
+  struct Sums {
+    __m256i low, high;
+  };
   static Sums open(Ints) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
   static Ints close(Ints acc, Sums sums) {
     const __m256i ones = _mm256_set1_epi16(1);
@@ -57,6 +73,7 @@ struct LowBit : Lanes {
     return {_mm256_add_epi16(sums.low, _mm256_maddubs_epi16(w.low, x)),
             _mm256_add_epi16(sums.high, _mm256_maddubs_epi16(w.high, x))};
   }
+#endif
   // sum + low halves' product + high halves' product.
   static Ints add_pair(Ints sum, const int32_t* w, int32_t x) {
     const __m256i row = _mm256_set1_epi32(x);

@@ -183,7 +183,7 @@ class PackedConv:
         shape: ``(H, W, C)`` of an input.
         to_float: write ``float(acc) * multiplier + bias`` as float32 ``[B, N, OH, OW]`` instead of codes; then there is no
             ``y_zero, low, high``.
-        isa: ``"auto"``, ``"amx"``, ``"avx512"``, ``"avx2"`` or ``"portable"``.
+        isa: ``"auto"``, ``"amx"``, ``"avx512"``, ``"avx_vnni"``, ``"avx2"`` or ``"portable"``.
         options: ``stride, padding, dilation, groups, x_zero, y_zero, low, high`` of :func:`conv_s8`.
 
     Raises:

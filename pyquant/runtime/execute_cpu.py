@@ -35,7 +35,7 @@ class CpuExecutor:
     Args:
         program: the integer program.
         threads: worker threads of a call; None takes torch's number.
-        isa: ``"auto"``, ``"amx"``, ``"avx512"``, ``"avx2"`` or ``"portable"``; all give the same bytes.
+        isa: ``"auto"``, ``"amx"``, ``"avx512"``, ``"avx_vnni"``, ``"avx2"`` or ``"portable"``; all give the same bytes.
 
     Raises:
         BackendError: the extension is not built, the machine lacks ``isa``, or the engine cannot run an op.

@@ -66,13 +66,14 @@ def test_limits_are_those_of_the_instruction_set(monkeypatch):
         "cpu-w8",
         "cpu",
         "avx512-w8a8",
+        "avx_vnni-w8",
         "torch-compile",
         "torch-fp32",
         "onednn",
         "openvino-vnni",
         "torch-x86-int8",
     )
-    limits = ("madd", "madd", "vnni512", "fma512", "fma512", "amx", "vnni512", "amx")
+    limits = ("madd", "madd", "vnni512", "vnni256", "fma512", "fma512", "amx", "vnni512", "amx")
     assert tuple(bound_of(name) for name in names) == limits
 
 

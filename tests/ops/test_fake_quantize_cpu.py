@@ -17,7 +17,7 @@ def instruction_sets():
     if backend.extension() is None:
         return []
     found = []
-    for isa in ("portable", "avx2", "avx512"):
+    for isa in ("portable", "avx2", "avx_vnni", "avx512"):
         try:
             run_cpu(torch.zeros(1), torch.ones(()), torch.zeros(()), Grid(8), isa=isa)
         except ValueError:

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyquant.errors import BackendError, DTypeError, ShapeError
 from pyquant.ops.backend import extension, missing
 from pyquant.ops.pack import pack
-from pyquant.runtime.execute_cpu import CpuExecutor
+from pyquant.runtime.execute_cpu import CpuExecutor, load
 from pyquant.runtime.execute_reference import ReferenceExecutor
 from pyquant.runtime.program import Program, Value
 from tests.runtime.random_program import Writer, random_conv, random_network
@@ -238,6 +238,14 @@ def test_bad_inputs() -> None:
         executor(x[0])
     with pytest.raises(ShapeError, match="empty batch"):
         executor(x[:0])
+
+
+def test_instruction_sets_come_best_first_and_the_best_is_the_default() -> None:
+    best_first = ("amx", "avx512", "avx_vnni", "avx2", "portable")
+    assert [isa for isa in best_first if isa in ISAS] == ISAS and ISAS[-1] == "portable"
+    program, _, _ = network(0)
+    engine = [load(program, program.ops, program.inputs, program.outputs, isa) for isa in ("auto", *ISAS)]
+    assert [one.isa for one in engine] == [ISAS[0], *ISAS]
 
 
 def test_bad_executors() -> None:

@@ -1,0 +1,28 @@
+// The kernels compiled for the instruction set in this file's name; setup.py gives the flags.
+#if defined(__x86_64__)
+#include "cpu/kernels.h"
+
+#if defined(__AVXVNNI__)
+#include "cpu/lanes_avx2.h"
+// Lanes comes first: the kernels below are written in terms of it.
+#include "cpu/conv_tile.h"
+#include "cpu/depthwise_band.h"
+#include "cpu/elementwise.h"
+
+namespace pyquant {
+
+const Kernels* kernels_avx_vnni() {
+  static const Kernels table = {0,        conv,   depthwise, add,       average_pool,
+                                max_pool, lookup, quantize,  dequantize};
+  return &table;
+}
+
+}  // namespace pyquant
+#else
+namespace pyquant {
+
+const Kernels* kernels_avx_vnni() { return nullptr; }
+
+}  // namespace pyquant
+#endif
+#endif
