@@ -30,6 +30,15 @@ def test_native_code_includes_no_torch_header():
     assert TORCH_HEADER.search("  # include <torch/extension.h>\n")
 
 
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is on PATH")
+@pytest.mark.parametrize("name", ["kernels_amx", "gemm_w4_amx", "kernels_avx_vnni", "gemm_w4_avx_vnni"])
+def test_a_compiler_that_knows_no_newer_flag_compiles_their_sources(name, tmp_path):
+    """setup.py then leaves the flags out."""
+    words = [COMPILER, "-std=c++17", "-O1", "-Icsrc", "-c", f"csrc/cpu/{name}.cpp", "-o", str(tmp_path / "o")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 BLOCKED = """
 import sys
 sys.modules["pyquant._C"] = None
