@@ -12,8 +12,8 @@
 namespace pyquant {
 
 const Kernels* kernels_avx_vnni() {
-  static const Kernels table = {0,        conv,   depthwise, add,       average_pool,
-                                max_pool, lookup, quantize,  dequantize};
+  static const Kernels table = {0,   1,            conv,     depthwise, add,
+                                average_pool, max_pool, lookup,   quantize,  dequantize};
   return &table;
 }
 
