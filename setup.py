@@ -7,7 +7,6 @@ compiler the build goes on: the package then runs on the reference backend, and 
 
 import glob
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -56,14 +55,16 @@ class BuildExtension(build_ext):
 
     def build_extensions(self):
         """Wrap the compiler's per-file step with per-file flags, then build as usual."""
-        unknown = [flag for flag in NEWER_FLAGS if not self._knows(flag)]
+        # Of the machine that is built for: a cross compiler's is another than this one.
+        x86 = self._compiles("#if !defined(__x86_64__)\n#error\n#endif\n")
+        unknown = [flag for flag in NEWER_FLAGS if not self._compiles("", flag)]
         compile_one = self.compiler._compile
         jobs = ThreadPoolExecutor(max_workers=os.cpu_count() or 1)
         pending = []
 
         def submit(obj, src, ext, cc_args, extra, pp_opts):
             flags = list(extra)
-            if platform.machine().lower() in ("x86_64", "amd64"):
+            if x86:
                 own = next((f for end, f in X86_FLAGS.items() if src.endswith(end)), [])
                 flags += [flag for flag in own if flag not in unknown]
             pending.append(jobs.submit(compile_one, obj, src, ext, cc_args, flags, pp_opts))
@@ -85,12 +86,12 @@ class BuildExtension(build_ext):
         self.compiler.link_shared_object = link_when_compiled
         super().build_extensions()
 
-    def _knows(self, flag):
+    def _compiles(self, text, *flags):
         with tempfile.TemporaryDirectory() as folder:
-            source = os.path.join(folder, "empty.cpp")
+            source = os.path.join(folder, "little.cpp")
             with open(source, "w") as file:
-                file.write("int main() { return 0; }\n")
-            command = [*self.compiler.compiler_so, flag, "-c", source, "-o", os.path.join(folder, "empty.o")]
+                file.write(text + "int main() { return 0; }\n")
+            command = [*self.compiler.compiler_so, *flags, "-c", source, "-o", source + ".o"]
             return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
     def copy_extensions_to_source(self):
