@@ -17,9 +17,10 @@ namespace {
 
 constexpr Isa kBestFirst[] = {Isa::amx, Isa::avx512, Isa::avx_vnni, Isa::avx2, Isa::portable};
 
+#if defined(__x86_64__)
 // Linux gives a process the tile registers when it asks for them.
 bool tiles_granted() {
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__linux__)
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
@@ -29,6 +30,7 @@ bool tiles_granted() {
   return false;
 #endif
 }
+#endif
 
 #if defined(__x86_64__)
 // Leaf 7, subleaf 1: not every compiler's __builtin_cpu_supports knows it.
