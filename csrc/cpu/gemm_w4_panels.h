@@ -57,7 +57,7 @@ struct PlainRows {
 template <int kBits>
 void unpack_blocks(const uint8_t* from, int64_t blocks, uint8_t* to) {
   for (int64_t b = 0; b < blocks; ++b, from += 64 * kBits, to += 512) {
-#pragma GCC unroll 8
+#pragma GCC unroll LowBit::kQuadsUnrolled
     for (int q = 0; q < 8; ++q) LowBit::store_quad(to + 64 * q, LowBit::template quad<kBits>(from, q));
   }
 }

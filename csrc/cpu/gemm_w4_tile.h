@@ -67,7 +67,7 @@ void gemm_w4_tile(const GemmW4& w4, const RowCodes& rows, const Codes& from, int
       if (kBits != 8) {
         for (int p = 0; p < P; ++p) prefetch_panel(from, p, codes[p], kBits);
       }
-#pragma GCC unroll 8
+#pragma GCC unroll LowBit::kQuadsUnrolled
       for (int q = 0; q < 8; ++q) {
         LowBit::Quad w[P];
 #pragma GCC unroll 2

@@ -20,6 +20,7 @@ struct LowBit : Lanes {
   static constexpr int kTileRows = 4;
   static constexpr int kRowsInRegisters = 8;
 #endif
+  static constexpr int kQuadsUnrolled = 8;
 
   struct Quad {
     __m256i low, high;

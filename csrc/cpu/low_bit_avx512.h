@@ -13,6 +13,7 @@ struct LowBit : Lanes {
   static constexpr int kTilePanels = 2;
   // Up to here unpacking beside the dot product costs less than a pass through the first-level cache.
   static constexpr int kRowsInRegisters = 6;
+  static constexpr int kQuadsUnrolled = 8;
 
   using Sums = __m512i;
   using Quad = __m512i;

@@ -11,31 +11,41 @@ struct LowBit : Lanes {
   static constexpr int kTileRows = 4;
   static constexpr int kTilePanels = 1;
   static constexpr int kRowsInRegisters = 4;
+  // Compilers take minutes over eight quads of plain vectors in a row.
+  static constexpr int kQuadsUnrolled = 1;
 
   using Quad = Weights;
   using Sums = Ints;
 
-  // Quad `q` of a block: codes of k 4 q .. 4 q + 3.
+  // Quad `q` of a block: codes of k 4 q .. 4 q + 3. In dwords, four codes at a time.
   template <int kBits>
   static Quad quad(const uint8_t* block, int q) {
-    uint8_t codes[64];
-    for (int i = 0; i < 64; ++i) {
-      if (kBits == 8) {
-        codes[i] = block[64 * q + i];
-      } else if (kBits == 4) {
-        codes[i] = (block[64 * (q / 2) + i] >> (4 * (q % 2))) & 15;
-      } else {
-        const int low = (block[64 * (q / 4) + i] >> (2 * (q % 4))) & 3;
-        const int high = kBits == 3 ? (block[64 * 2 + i] >> q) & 1 : 0;
-        codes[i] = static_cast<uint8_t>(low | high << 2);
-      }
-    }
     Quad w;
-    split(codes, false, w.v);
+    for (int i = 0; i < 4; ++i) {
+      Unsigned4 codes;
+      if (kBits == 8) {
+        codes = dwords(block + 64 * q, i);
+      } else if (kBits == 4) {
+        codes = dwords(block + 64 * (q / 2), i) >> (4 * (q % 2)) & 0x0f0f0f0fu;
+      } else {
+        codes = dwords(block + 64 * (q / 4), i) >> (2 * (q % 4)) & 0x03030303u;
+        if (kBits == 3) codes |= (dwords(block + 64 * 2, i) >> q & 0x01010101u) << 2;
+      }
+      for (int j = 0; j < 4; ++j) w.v[j][i] = __builtin_convertvector(codes >> (8 * j) & 255u, Short4);
+    }
     return w;
   }
-  static void store_quad(uint8_t* p, const Quad& v) {
-    for (int i = 0; i < 64; ++i) p[i] = static_cast<uint8_t>(v.v[i % 4][i / 16][i / 4 % 4]);
+  static void store_quad(uint8_t* p, const Quad& w) {
+    for (int i = 0; i < 4; ++i) {
+      Unsigned4 codes = {};
+      for (int j = 0; j < 4; ++j) codes |= __builtin_convertvector(w.v[j][i], Unsigned4) << (8 * j);
+      __builtin_memcpy(p + 16 * i, &codes, 16);
+    }
+  }
+  static Unsigned4 dwords(const uint8_t* p, int i) {
+    Unsigned4 four;
+    __builtin_memcpy(&four, p + 16 * i, 16);
+    return four;
   }
 
   static Broadcast four(const int8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
