@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
 
-.PHONY: setup data demo test test-all mutants sanitize check bench peers clean
+.PHONY: setup data demo test test-all mutants sanitize aarch64 check bench peers clean
 setup: $(VENV)/.ready
 data: .data/.ready
 
@@ -44,6 +44,10 @@ mutants: setup data
 sanitize: setup data
 	$(PY) tools/sanitize.py
 	$(PY) tools/sanitize_kernels.py
+
+# The portable kernels on aarch64: cross-built, run under an emulator, compared by bytes. `make test-all` has these tests too.
+aarch64: setup
+	$(PY) -m pytest tests/native/test_aarch64.py
 
 check: setup
 	$(PY) -m ruff check .
