@@ -1,109 +1,186 @@
-// Depthwise convolution of one band of output rows, for one panel of 16 channels.
+// Depthwise convolution of one band of output rows, for one group of panels.
 //
-// Input rows come in quads. Each quad is interleaved once, to columns [16 channels][4 rows]; a dot product of a column
-// with [16 channels][4 taps] sums four vertical taps of sixteen channels. All output rows of the band use the same
-// columns.
+// Input rows come in quads. Each quad is interleaved once, to columns [channels of the group][4 rows]; a dot product of a
+// column with [channels][4 taps] sums four vertical taps. All output rows of the band use the same columns. A group that
+// is narrower than a block fills it with several runs of output columns ("streams"), side by side.
 #pragma once
-#include "cpu/epilogue.h"
 #include "cpu/kernels.h"
 
 namespace pyquant {
 namespace {
 
-void interleave_quads(const DepthwiseLayer& layer, const DepthwiseBand& band, int64_t columns) {
-  const uint8_t* x = band.x + band.panel * kLanes;
-  for (int64_t q = 0; q < layer.quads; ++q) {
+// Where the streams begin, in bytes behind the first.
+struct Streams {
+  int64_t x[Block::kPieces] = {}, y[Block::kPieces] = {}, residual[Block::kPieces] = {};
+};
+
+// Output columns [first, first + count) of every stream.
+struct DepthwiseChunk {
+  int64_t first, count;
+  int64_t columns;  // of the input
+};
+
+template <int P>
+void interleave_quads(const DepthwiseLayer& layer, const DepthwiseBand& band, const Streams& streams,
+                      const DepthwiseChunk& chunk) {
+  const uint8_t* x = band.x + band.group * Block::kPieces * kLanes + chunk.first * layer.column_stride * band.x_pixel_stride;
+  uint8_t* out = band.scratch;
+  const int64_t quads = layer.quad_end[band.rows - 1];
+  for (int64_t q = 0; q < quads; ++q) {
     const uint8_t* rows[4];
     for (int64_t i = 0; i < 4; ++i) {
       // Rows that do not exist meet zero weights; any readable row does.
       const int64_t row = 4 * q + i < band.x_rows ? 4 * q + i : band.x_rows - 1;
       rows[i] = x + row * band.x_row_stride;
     }
-    uint8_t* out = band.scratch + q * columns * (kLanes * 4);
-    for (int64_t c = 0; c < columns; ++c) Lanes::interleave(rows, c * band.x_pixel_stride, out + c * (kLanes * 4));
+    for (int64_t c = 0; c < chunk.columns; ++c, out += Block::kColumnBytes) {
+      Block::template interleave<P>(rows, c * band.x_pixel_stride, streams.x, out);
+    }
   }
 }
 
-// `tiles` runs of C outputs of one row, from `column` on.
-template <int C>
-void depthwise_tiles(const DepthwiseLayer& layer, const DepthwiseBand& band, int64_t columns, int64_t row, int64_t column,
-                     int64_t tiles) {
-  constexpr int64_t kColumnBytes = kLanes * 4;
-  const int64_t channel = band.panel * kLanes;
-  const int64_t n = layer.channels - channel < kLanes ? layer.channels - channel : kLanes;
-  const Lanes::Ints seed = Lanes::load_ints(layer.seed + channel);
-  const Affine affine(layer.epilogue, channel);
-  const Requantise requantise(layer.epilogue);
-  const int64_t step = layer.column_stride * kColumnBytes;
-  const int64_t kernel_bytes = layer.kernel_width * kColumnBytes;
-  const int64_t dilation_bytes = layer.column_dilation * kColumnBytes;
-  const int8_t* weight = layer.weight + (band.panel * layer.band + row) * layer.quads * kernel_bytes;
-  const uint8_t* x = band.scratch + column * step;
-  const int64_t y_step = band.y_pixel_stride;
-  uint8_t* y = band.y + row * band.y_row_stride + column * y_step + channel;
-  const int64_t residual_step = band.residual_pixel_stride;
-  const uint8_t* residual =
-      band.residual == nullptr
-          ? nullptr
-          : band.residual + row * band.residual_row_stride + column * residual_step + channel;
-  const int64_t quad_begin = layer.quad_begin[row], quad_end = layer.quad_end[row];
-  for (int64_t t = 0; t < tiles; ++t) {
-    Lanes::Ints acc[C];
+// Sums, then codes, of C outputs of one row. `x` is the first column of the first, `y` and `residual` where its codes are.
+template <int P, int C>
+inline __attribute__((always_inline)) void depthwise_tile(const DepthwiseLayer& layer, const DepthwiseBand& band,
+                                                          const Streams& streams, const Block::Finish& finish,
+                                                          const int32_t* seed, const int8_t* weight, const uint8_t* x,
+                                                          int64_t quads, int64_t quad_bytes, uint8_t* y,
+                                                          const uint8_t* residual, int64_t n) {
+  constexpr int kVectors = Block::kVectors;
+  const int64_t step = layer.column_stride * Block::kColumnBytes;
+  const int64_t dilation_bytes = layer.column_dilation * Block::kColumnBytes;
+  Block::Part parts[C][Block::kPasses];
+#pragma GCC unroll 2
+  for (int pass = 0; pass < Block::kPasses; ++pass) {
+    Block::Ints acc[C][kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      const Block::Ints start = Block::load_seed(seed, pass * kVectors + v);
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) acc[c] = seed;
-    for (int64_t q = quad_begin; q < quad_end; ++q) {
-      const int8_t* w = weight + q * kernel_bytes;
-      const uint8_t* tap = x + q * columns * kColumnBytes;
+      for (int c = 0; c < C; ++c) acc[c][v] = start;
+    }
+    const int8_t* w = weight;
+    for (int64_t q = 0; q < quads; ++q) {
+      const uint8_t* tap = x + q * quad_bytes;
       for (int64_t k = 0; k < layer.kernel_width; ++k) {
-        const Lanes::Weights now = Lanes::load_weights(w);
-        for (int c = 0; c < C; ++c) acc[c] = Lanes::dot_columns(acc[c], Lanes::load_columns(tap + c * step), now);
-        w += kColumnBytes;
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) {
+          const Block::Weights now = Block::load_weights(w, pass * kVectors + v);
+#pragma GCC unroll 8
+          for (int c = 0; c < C; ++c) acc[c][v] = Block::dot(acc[c][v], tap + c * step, pass * kVectors + v, now);
+        }
+        w += Block::kWeightBytes;
         tap += dilation_bytes;
       }
     }
-    if (residual != nullptr) {
 #pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) {
-        requantise.store(requantise.add_residual(affine(acc[c]), residual + c * residual_step), y + c * y_step, n);
+    for (int c = 0; c < C; ++c) {
+      Block::Floats sums[kVectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        sums[v] = finish.affine(acc[c][v], pass * kVectors + v);
+        if (residual != nullptr) {
+          sums[v] = finish.template add_residual<P>(sums[v], residual + c * band.residual_pixel_stride,
+                                                    streams.residual, pass * kVectors + v);
+        }
       }
-      residual += C * residual_step;
-    } else if (n == kLanes) {
-#pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) requantise.store(affine(acc[c]), y + c * y_step, kLanes);
-    } else {
-#pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) requantise.store(affine(acc[c]), y + c * y_step, n);
+      parts[c][pass] = finish.part(sums);
     }
-    x += C * step;
-    y += C * y_step;
+  }
+#pragma GCC unroll 8
+  for (int c = 0; c < C; ++c) finish.template store<P>(parts[c], y + c * band.y_pixel_stride, streams.y, n);
+}
+
+// `tiles` runs of C outputs of every row, from column `from` of the chunk on.
+template <int P, int C>
+void depthwise_tiles(const DepthwiseLayer& layer, const DepthwiseBand& band, const Streams& streams,
+                     const DepthwiseChunk& chunk, int64_t from, int64_t tiles) {
+  const int64_t channel = band.group * Block::kPieces * kLanes;
+  const int64_t n = layer.channels - channel < P * kLanes ? layer.channels - channel : P * kLanes;
+  const int32_t* seed = layer.seed + channel;
+  const Block::Finish finish(layer.epilogue, channel);
+  const int64_t kernel_bytes = layer.kernel_width * Block::kWeightBytes;
+  const int64_t quad_bytes = chunk.columns * Block::kColumnBytes;
+  const int64_t column = chunk.first + from;
+  for (int64_t row = 0; row < band.rows; ++row) {
+    const int64_t quad = layer.quad_begin[row], quads = layer.quad_end[row] - quad;
+    const int8_t* weight = layer.weight + ((band.group * layer.band + row) * layer.quads + quad) * kernel_bytes;
+    const uint8_t* x = band.scratch + quad * quad_bytes + from * layer.column_stride * Block::kColumnBytes;
+    uint8_t* y = band.y + row * band.y_row_stride + column * band.y_pixel_stride + channel;
+    if (band.residual == nullptr) {
+      for (int64_t t = 0; t < tiles; ++t) {
+        depthwise_tile<P, C>(layer, band, streams, finish, seed, weight, x, quads, quad_bytes, y, nullptr, n);
+        x += C * layer.column_stride * Block::kColumnBytes;
+        y += C * band.y_pixel_stride;
+      }
+    } else {
+      const uint8_t* residual =
+          band.residual + row * band.residual_row_stride + column * band.residual_pixel_stride + channel;
+      for (int64_t t = 0; t < tiles; ++t) {
+        depthwise_tile<P, C>(layer, band, streams, finish, seed, weight, x, quads, quad_bytes, y, residual, n);
+        x += C * layer.column_stride * Block::kColumnBytes;
+        y += C * band.y_pixel_stride;
+        residual += C * band.residual_pixel_stride;
+      }
+    }
   }
 }
 
-using TilesFunction = void (*)(const DepthwiseLayer&, const DepthwiseBand&, int64_t, int64_t, int64_t, int64_t);
+template <int P>
+using TilesFunction = void (*)(const DepthwiseLayer&, const DepthwiseBand&, const Streams&, const DepthwiseChunk&,
+                               int64_t, int64_t);
 
-TilesFunction tiles_of(int64_t columns) {
-  static constexpr TilesFunction kWidths[7] = {
-      depthwise_tiles<1>,
-      depthwise_tiles<2>,
-      depthwise_tiles<3>,
-      depthwise_tiles<4>,
-      depthwise_tiles<(Lanes::kColumns < 5 ? 1 : 5)>,
-      depthwise_tiles<(Lanes::kColumns < 6 ? 1 : 6)>,
-      depthwise_tiles<(Lanes::kColumns < 7 ? 1 : 7)>,
+template <int P>
+TilesFunction<P> tiles_of(int64_t columns) {
+  static constexpr TilesFunction<P> kWidths[7] = {
+      depthwise_tiles<P, 1>,
+      depthwise_tiles<P, 2>,
+      depthwise_tiles<P, 3>,
+      depthwise_tiles<P, 4>,
+      depthwise_tiles<P, (Block::kColumns < 5 ? 1 : 5)>,
+      depthwise_tiles<P, (Block::kColumns < 6 ? 1 : 6)>,
+      depthwise_tiles<P, (Block::kColumns < 7 ? 1 : 7)>,
   };
   return kWidths[columns - 1];
 }
 
+// A group of P panels.
+template <int P>
+void depthwise_group(const DepthwiseLayer& layer, const DepthwiseBand& band) {
+  constexpr int64_t kStreams = Block::kPieces / P;
+  const int64_t width = (band.columns + kStreams - 1) / kStreams;
+  Streams streams;
+  for (int64_t s = 0; s < kStreams; ++s) {
+    // The last ones do some of their neighbours' columns again.
+    const int64_t first = s * width < band.columns - width ? s * width : band.columns - width;
+    streams.x[s] = first * layer.column_stride * band.x_pixel_stride;
+    streams.y[s] = first * band.y_pixel_stride;
+    streams.residual[s] = first * band.residual_pixel_stride;
+  }
+  const int64_t whole = layer.chunk / Block::kColumns * Block::kColumns;
+  const int64_t most = whole > 0 ? whole : layer.chunk;
+  const int64_t chunks = (width + most - 1) / most;
+  for (int64_t i = 0; i < chunks; ++i) {
+    DepthwiseChunk chunk;
+    chunk.first = width * i / chunks;
+    chunk.count = width * (i + 1) / chunks - chunk.first;
+    chunk.columns = (chunk.count - 1) * layer.column_stride + (layer.kernel_width - 1) * layer.column_dilation + 1;
+    interleave_quads<P>(layer, band, streams, chunk);
+    const int64_t tiles = (chunk.count + Block::kColumns - 1) / Block::kColumns;
+    const int64_t narrow = chunk.count / tiles;
+    const int64_t wide_tiles = chunk.count % tiles;
+    if (wide_tiles > 0) tiles_of<P>(narrow + 1)(layer, band, streams, chunk, 0, wide_tiles);
+    tiles_of<P>(narrow)(layer, band, streams, chunk, wide_tiles * (narrow + 1), tiles - wide_tiles);
+  }
+}
+
 void depthwise(const DepthwiseLayer& layer, const DepthwiseBand& band) {
-  const int64_t columns =
-      (band.columns - 1) * layer.column_stride + (layer.kernel_width - 1) * layer.column_dilation + 1;
-  interleave_quads(layer, band, columns);
-  const int64_t tiles = (band.columns + Lanes::kColumns - 1) / Lanes::kColumns;
-  const int64_t narrow = band.columns / tiles;
-  const int64_t wide_tiles = band.columns % tiles;
-  for (int64_t row = 0; row < band.rows; ++row) {
-    if (wide_tiles > 0) tiles_of(narrow + 1)(layer, band, columns, row, 0, wide_tiles);
-    tiles_of(narrow)(layer, band, columns, row, wide_tiles * (narrow + 1), tiles - wide_tiles);
+  if (band.streams == 1) {
+    depthwise_group<Block::kPieces>(layer, band);
+  } else if (band.streams == 2) {
+    depthwise_group<(Block::kPieces + 1) / 2>(layer, band);
+  } else {
+    depthwise_group<(Block::kPieces + 3) / 4>(layer, band);
   }
 }
 

@@ -48,12 +48,15 @@ struct ConvPixels {
   uint8_t* scratch;  // with chunks: 1 KB for each of them and each 16 pixels begun, 64-byte aligned
 };
 
-// Depthwise: input rows are taken in quads of four, interleaved to [column][16 channels][4 rows], so that one dot
-// product sums four vertical taps. A band of output rows shares its quads; each has its own copy of the weights,
-// shifted to fit.
+// Depthwise: input rows are taken in quads of four, interleaved to [column][channels][4 rows], so that one dot product
+// sums four vertical taps. A band of output rows shares its quads; each has its own copy of the weights, shifted to fit.
+//
+// Channels go in groups of `depthwise_pieces` panels (P). A group's vectors, v of four, hold channels 4 v to 4 v + 3 of
+// every panel; with P = 1 that is the usual order. Where the last group has at most half the panels, its vectors hold
+// several streams of them: runs of output columns, done side by side.
 struct DepthwiseLayer {
-  const int8_t* weight;       // [panels][band][quads][kernel_width][16][4]
-  const int32_t* seed;        // [panels * 16]
+  const int8_t* weight;       // [groups][band][quads][kernel_width][4 vectors][P][4][4 taps]
+  const int32_t* seed;        // [groups][4 vectors][P][4], as are the epilogue's arrays
   const int32_t* quad_begin;  // [band]: the quads that an output row of the band needs
   const int32_t* quad_end;    // [band]
   int64_t band;
@@ -62,10 +65,11 @@ struct DepthwiseLayer {
   int64_t column_stride;    // input columns between two outputs
   int64_t column_dilation;  // input columns between two taps
   int64_t channels;
+  int64_t chunk;  // the most output columns that are interleaved at once
   Epilogue epilogue;
 };
 
-// One band, one panel. `x` is the first byte of input row 0 of the band at input column 0 of output column 0.
+// One band, one group. `x` is the first byte of input row 0 of the band at input column 0 of output column 0.
 struct DepthwiseBand {
   const uint8_t* x;
   int64_t x_row_stride;
@@ -79,8 +83,9 @@ struct DepthwiseBand {
   int64_t residual_pixel_stride;
   int64_t rows;  // output rows of this band, at most layer.band
   int64_t columns;
-  int64_t panel;
-  uint8_t* scratch;  // quads * input columns * 64 bytes, 64-byte aligned
+  int64_t group;
+  int64_t streams;   // 1, 2 or 4: P of them are panels of the group
+  uint8_t* scratch;  // quads * input columns of a chunk * depthwise_column_bytes, 64-byte aligned
 };
 
 struct AddLayer {
@@ -118,6 +123,8 @@ struct Kernels {
   int64_t chunk_steps;
   int64_t group_pixels;  // a convolution likes its pixels in multiples of this
   void (*conv)(const ConvLayer&, const ConvPixels&, int64_t panel_begin, int64_t panel_end);
+  int64_t depthwise_pieces;        // panels of a group
+  int64_t depthwise_column_bytes;  // of a group's quad, interleaved
   void (*depthwise)(const DepthwiseLayer&, const DepthwiseBand&);
   void (*add)(const AddLayer&, const uint8_t* a, const uint8_t* b, uint8_t* y, int64_t count);
   void (*average_pool)(const AveragePool&, const PoolWindow&, uint8_t* y);

@@ -2,6 +2,7 @@
 #if defined(__x86_64__)
 #include "cpu/lanes_avx2.h"
 // Lanes comes first: the kernels below are written in terms of it.
+#include "cpu/block_avx2.h"
 #include "cpu/conv_tile.h"
 #include "cpu/depthwise_band.h"
 #include "cpu/elementwise.h"
@@ -9,8 +10,8 @@
 namespace pyquant {
 
 const Kernels& kernels_avx2() {
-  static const Kernels table = {0,   1,            conv,     depthwise, add,
-                                average_pool, max_pool, lookup,   quantize,  dequantize};
+  static const Kernels table = {0,   1,            conv,     Block::kPieces, Block::kColumnBytes, depthwise,
+                                add, average_pool, max_pool, lookup,         quantize,            dequantize};
   return table;
 }
 

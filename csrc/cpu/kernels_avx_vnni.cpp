@@ -5,6 +5,7 @@
 #if defined(__AVXVNNI__)
 #include "cpu/lanes_avx2.h"
 // Lanes comes first: the kernels below are written in terms of it.
+#include "cpu/block_lanes.h"
 #include "cpu/conv_tile.h"
 #include "cpu/depthwise_band.h"
 #include "cpu/elementwise.h"
@@ -12,8 +13,8 @@
 namespace pyquant {
 
 const Kernels* kernels_avx_vnni() {
-  static const Kernels table = {0,   1,            conv,     depthwise, add,
-                                average_pool, max_pool, lookup,   quantize,  dequantize};
+  static const Kernels table = {0,   1,            conv,     Block::kPieces, Block::kColumnBytes, depthwise,
+                                add, average_pool, max_pool, lookup,         quantize,            dequantize};
   return &table;
 }
 

@@ -1,6 +1,7 @@
 // The kernels compiled for the instruction set in this file's name; setup.py gives the flags.
 #include "cpu/lanes_portable.h"
 // Lanes comes first: the kernels below are written in terms of it.
+#include "cpu/block_lanes.h"
 #include "cpu/conv_tile.h"
 #include "cpu/depthwise_band.h"
 #include "cpu/elementwise.h"
@@ -8,8 +9,8 @@
 namespace pyquant {
 
 const Kernels& kernels_portable() {
-  static const Kernels table = {0,   1,            conv,     depthwise, add,
-                                average_pool, max_pool, lookup,   quantize,  dequantize};
+  static const Kernels table = {0,   1,            conv,     Block::kPieces, Block::kColumnBytes, depthwise,
+                                add, average_pool, max_pool, lookup,         quantize,            dequantize};
   return table;
 }
 

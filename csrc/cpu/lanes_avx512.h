@@ -18,14 +18,11 @@ struct Lanes {
   static constexpr int kPanels = 2;
   // Steps in one turn of the loop: what the loop itself costs competes with the products for two ports.
   static constexpr int kSteps = 4;
-  // Output columns that a depthwise kernel keeps in flight: covers vpdpbusd's latency, and divides the usual widths.
-  static constexpr int kColumns = 7;
 
   using Ints = __m512i;
   using Floats = __m512;
   using Weights = __m512i;
   using Broadcast = __m512i;
-  using Columns = __m512i;
 
   static Ints load_ints(const int32_t* p) { return _mm512_loadu_si512(p); }
   static void store_ints(int32_t* p, Ints v) { _mm512_storeu_si512(p, v); }
@@ -139,23 +136,6 @@ struct Lanes {
         "\n\tvpdpbusd %[w2], %[four], %[a2]"
         : [a0] "+v"(acc[0]), [a1] "+v"(acc[1]), [a2] "+v"(acc[2]), [four] "=&v"(four)
         : [w0] "v"(w[0]), [w1] "v"(w[1]), [w2] "v"(w[2]), [x] "r"(x), [k] "r"(k), [d] "i"(D));
-  }
-
-  static Columns load_columns(const uint8_t* p) { return _mm512_load_si512(p); }
-  static Ints dot_columns(Ints acc, Columns x, const Weights& w) { return dot(acc, x, w); }
-
-  // Four rows of 16 bytes -> [16][4]: gather each row's n-th dword into 128-bit lane n, then transpose 4 x 4 bytes
-  // there.
-  static void interleave(const uint8_t* const* rows, int64_t offset, uint8_t* out) {
-    const auto row = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[r] + offset)); };
-    // Masked broadcasts from memory: unlike inserts, they leave the one shuffle port alone.
-    __m512i four = _mm512_castsi128_si512(row(0));
-    four = _mm512_mask_broadcast_i32x4(four, 0x00F0, row(1));
-    four = _mm512_mask_broadcast_i32x4(four, 0x0F00, row(2));
-    four = _mm512_mask_broadcast_i32x4(four, 0xF000, row(3));
-    const __m512i dwords = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-    _mm512_store_si512(out, _mm512_shuffle_epi8(_mm512_permutexvar_epi32(dwords, four), bytes));
   }
 };
 

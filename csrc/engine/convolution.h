@@ -21,6 +21,6 @@ struct ConvolutionSpec {
 };
 
 std::unique_ptr<Step> make_convolution(const ConvolutionSpec& spec, bool to_float, const Kernels& kernels);
-std::unique_ptr<Step> make_depthwise(const ConvolutionSpec& spec);
+std::unique_ptr<Step> make_depthwise(const ConvolutionSpec& spec, const Kernels& kernels);
 
 }  // namespace pyquant

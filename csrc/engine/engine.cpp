@@ -74,7 +74,8 @@ void Engine::convolution(const ConvolutionSpec& spec) {
     x.right = std::max(x.right, spec.right);
   }
   const bool depthwise = spec.groups > 1 && spec.group_channels == 1 && spec.outputs == spec.groups && !to_float;
-  step(depthwise ? make_depthwise(spec) : make_convolution(spec, to_float, kernels_for(isa_)));
+  const Kernels& kernels = kernels_for(isa_);
+  step(depthwise ? make_depthwise(spec, kernels) : make_convolution(spec, to_float, kernels));
 }
 
 void Engine::flatten(int x, int y) { flattens_.emplace_back(x, y), step(make_copy(x, y)); }

@@ -19,6 +19,7 @@ struct LayerTensors {
   double most = 0;  // no result is farther from 0, for no sum is farther than kBeyondInt32
   static constexpr double kBeyondInt32 = 2147483648.0;
 
+  LayerTensors() = default;
   LayerTensors(const ConvolutionSpec& spec, int64_t groups) {
     const int64_t outputs = spec.outputs / groups;
     const int64_t padded = panels_of(outputs) * kLanes;

@@ -78,7 +78,7 @@ def test_random_results_are_not_trivial() -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("channels", [1, 3, 16, 33])
+@pytest.mark.parametrize("channels", [1, 3, 16, 33, 72, 100])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_depthwise(isa: str, channels: int, stride: int, kernel: int) -> None:
@@ -92,6 +92,21 @@ def test_depthwise(isa: str, channels: int, stride: int, kernel: int) -> None:
     )
     program, inputs = writer.program(y, z), writer.batch(2)
     assert_same_bytes(CpuExecutor(program, threads=2, isa=isa)(*inputs), ReferenceExecutor(program)(*inputs))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("channels", [5, 24, 64])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 2), (7, 1)])
+@pytest.mark.parametrize("width", [1, 2, 6, 401])
+def test_depthwise_takes_any_width_in_chunks(
+    isa: str, channels: int, kernel: int, stride: int, width: int
+) -> None:
+    """Narrower than the runs of columns that share a block, and wider than what is interleaved at once."""
+    writer = Writer(width)
+    x, pad = writer.codes_input(4, width, channels), kernel // 2
+    y = writer.conv(x, channels, (kernel, kernel), (stride, stride), (pad, pad, pad, pad), groups=channels)
+    program, inputs = writer.program(y), writer.batch(1)
+    assert_same_bytes(CpuExecutor(program, threads=1, isa=isa)(*inputs), ReferenceExecutor(program)(*inputs))
 
 
 @pytest.mark.parametrize("isa", ISAS)
