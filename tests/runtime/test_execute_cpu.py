@@ -72,6 +72,19 @@ def test_random_networks(isa: str, threads: int) -> None:
         assert_same_bytes(executor(*inputs), want)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("width", [16, 48, 112])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rows_that_end_with_tiles(isa: str, width: int, threads: int) -> None:
+    """First layers and others; with three threads, parts that begin amid a row."""
+    writer = Writer(width)
+    x, z = writer.codes_input(10, 2 * width, 3), writer.codes_input(5, width, 24)
+    y = writer.conv(x, 20, (3, 3), (2, 2), (1, 1, 1, 1))
+    y = writer.conv(writer.conv(z, 20, (3, 3), (1, 1), (1, 1, 1, 1)), 20, (1, 1), residual=y)
+    program, inputs = writer.program(y), writer.batch(4)
+    assert_same_bytes(CpuExecutor(program, threads, isa)(*inputs), ReferenceExecutor(program)(*inputs))
+
+
 def test_random_results_are_not_trivial() -> None:
     spread = [len(convolution(seed)[2][0].unique()) for seed in range(40)]
     assert sum(count > 8 for count in spread) > 25
