@@ -94,12 +94,7 @@ class Convolution : public Step {
     void* y[kBlock];
     const uint8_t* r[kBlock];
     const int64_t x_step = spec_.stride_width * from.pixel_stride;
-    // Where a row's last pixel and the next row's first are not as far apart as others, a tile of 16 with both has to be
-    // gathered: blocks of whole rows have none if rows end with tiles.
-    const bool apart = spec_.stride_height * from.row_stride != shape.width * x_step;
-    const bool whole_rows = chunks_ > 0 && apart && shape.width % 16 == 0 && shape.width <= kBlock &&
-                            begin % shape.width == 0;
-    const int64_t group = whole_rows ? shape.width : frame.kernels.group_pixels;
+    const int64_t group = frame.kernels.group_pixels;
     const int64_t groups = (end - begin + group - 1) / group;
     const int64_t blocks = (groups + kBlock / group - 1) / (kBlock / group);
     const auto block_begin = [&](int64_t b) { return std::min(groups * b / blocks * group, end - begin); };

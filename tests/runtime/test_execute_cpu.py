@@ -76,7 +76,7 @@ def test_random_networks(isa: str, threads: int) -> None:
 @pytest.mark.parametrize("width", [16, 48, 112])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_rows_that_end_with_tiles(isa: str, width: int, threads: int) -> None:
-    """First layers and others; with three threads, parts that begin amid a row."""
+    """First layers and others, in blocks of whole tiles; with three threads, parts that begin amid a row."""
     writer = Writer(width)
     x, z = writer.codes_input(10, 2 * width, 3), writer.codes_input(5, width, 24)
     y = writer.conv(x, 20, (3, 3), (2, 2), (1, 1, 1, 1))
