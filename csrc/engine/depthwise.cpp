@@ -105,6 +105,7 @@ class Depthwise : public Step {
   // Puts the tensors into the order of the vectors, with each row's taps moved down to where its window begins.
   void pack() {
     LayerTensors plain(spec_, 1);
+    tensors_.most = plain.most;
     const int64_t lanes = pieces_ * kLanes;
     tensors_.seed.assign(groups_ * lanes);
     tensors_.multiplier.assign(groups_ * lanes);
