@@ -30,9 +30,7 @@ bool tiles_granted() {
   return false;
 #endif
 }
-#endif
 
-#if defined(__x86_64__)
 // Leaf 7, subleaf 1: not every compiler's __builtin_cpu_supports knows it.
 bool has_avx_vnni() {
   unsigned a = 0, b = 0, c = 0, d = 0;
