@@ -2,11 +2,16 @@
 
 import math
 
+import pytest
 import torch
 
 from pyquant import reference
 from pyquant.grid import Grid
+from pyquant.ops import backend
 from pyquant.ops.fake_quantize import FLOATS
+
+needs_extension = pytest.mark.skipif(backend.extension() is None, reason=str(backend.missing("cpu")))
+PINNED = ["reference", pytest.param("cpu", marks=needs_extension)]
 
 EPS64 = torch.finfo(torch.float64).eps
 EPS32 = torch.finfo(torch.float32).eps

@@ -10,10 +10,17 @@ from pyquant.errors import BackendError, DTypeError, GridError, ShapeError
 from pyquant.grid import Grid
 from pyquant.ops import backend
 from pyquant.ops.fake_quantize import _layout, dequantize, fake_quantize, quantize
-from tests.ops.fake_quantize_cases import CASES, EPS32, EPS64, IDS, make, same_bytes, spread
-
-needs_extension = pytest.mark.skipif(backend.extension() is None, reason=str(backend.missing("cpu")))
-PINNED = ["reference", pytest.param("cpu", marks=needs_extension)]
+from tests.ops.fake_quantize_cases import (
+    CASES,
+    EPS32,
+    EPS64,
+    IDS,
+    PINNED,
+    make,
+    needs_extension,
+    same_bytes,
+    spread,
+)
 
 
 @pytest.mark.parametrize("pinned", PINNED)

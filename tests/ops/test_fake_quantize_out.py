@@ -9,10 +9,7 @@ from pyquant.errors import BackendError, DTypeError, ShapeError
 from pyquant.grid import Grid
 from pyquant.ops import backend, results
 from pyquant.ops.fake_quantize import fake_quantize, fake_quantize_backward
-from tests.ops.fake_quantize_cases import CASES, IDS, make, same_bytes
-
-needs_extension = pytest.mark.skipif(backend.extension() is None, reason=str(backend.missing("cpu")))
-PINNED = ["reference", pytest.param("cpu", marks=needs_extension)]
+from tests.ops.fake_quantize_cases import CASES, IDS, PINNED, make, needs_extension, same_bytes
 
 
 @pytest.mark.parametrize("pinned", PINNED)
