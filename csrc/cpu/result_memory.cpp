@@ -5,12 +5,11 @@
 #include <deque>
 #include <iterator>
 #include <mutex>
-#include <new>
+
+#include "cpu/huge_pages.h"
 
 namespace pyquant {
 namespace {
-
-constexpr std::align_val_t kLine{64};
 
 struct Block {
   void* memory;
@@ -48,7 +47,7 @@ void* take_block(size_t bytes) {
         return memory;
       }
   }
-  return ::operator new(bytes, kLine);
+  return allocate_huge_pages(bytes);
 }
 
 void give_block(void* memory, size_t bytes) noexcept {
@@ -57,7 +56,7 @@ void give_block(void* memory, size_t bytes) noexcept {
   all.blocks.push_back({memory, bytes});
   all.bytes += bytes;
   while (all.bytes > kKeptBytes) {
-    ::operator delete(all.blocks.front().memory, kLine);
+    free_huge_pages(all.blocks.front().memory, all.blocks.front().bytes);
     all.bytes -= all.blocks.front().bytes;
     all.blocks.pop_front();
   }
