@@ -39,18 +39,23 @@ class Probe:
         threads: how many threads share the work.
         size: bytes of the area that is read, or of each of the two that are copied; None: an area of its own for every
             call, out of more memory than the last cache holds. Ignored by loops that compute.
+        places: addresses of a caller's two areas of ``size`` bytes, in place of areas of our own.
 
     Attributes:
         work: operations (a multiply-add is two) or bytes of one call.
     """
 
-    def __init__(self, loop: str, threads: int = 1, size: int | None = None) -> None:
+    def __init__(
+        self, loop: str, threads: int = 1, size: int | None = None, places: tuple[int, int] | None = None
+    ) -> None:
         self._run = _library().limit_run  # type: ignore[union-attr]
         self._which, self._threads = LOOPS.index(loop), threads
         self._repeats, self._size, self._areas, self._turn = 1, size or WINDOW, 1, 0
         self._from, self._to = 0, 0
         if loop in COMPUTE:
             self._repeats = max(1, round(OPERATIONS.get(loop, 4e9) * threads / self._call(1)))
+        elif places is not None:
+            self._from, self._to = places
         else:
             half, self._from, self._to = _memory()
             if size is None:

@@ -92,6 +92,35 @@ void bind_fake_quantize(py::module_& m) {
       py::arg("x"), py::arg("dx"), py::arg("dscale"), py::arg("dzero"), py::arg("scale"), py::arg("zero_point"), py::arg("outer"),
       py::arg("channels"), py::arg("inner"), py::arg("qmin"), py::arg("qmax"), py::arg("threads"), py::arg("isa") = "best");
   m.def(
+      "fake_quantize_masks",
+      [](int64_t outer, int64_t channels, int64_t inner) {
+        return fake_quantize_masks(layout(0, 0, outer, channels, inner, 0.0f, 0.0f));
+      },
+      "Whether fake_quantize_masked serves the layout.", py::arg("outer"), py::arg("channels"), py::arg("inner"));
+  m.def(
+      "fake_quantize_masked",
+      [](const std::string& dtype, uintptr_t x, uintptr_t y, uintptr_t inside, uintptr_t scale, uintptr_t zero_point, int64_t outer,
+         int64_t channels, int64_t inner, float qmin, float qmax, int threads, const std::string& isa) {
+        const FloatType type = float_type(dtype);
+        const FakeQuantizeIsa chosen = isa_of(isa);
+        py::gil_scoped_release release;
+        fake_quantize_forward_masked(type, address<const void>(x), address<void>(y), address<uint32_t>(inside),
+                                     layout(scale, zero_point, outer, channels, inner, qmin, qmax), chosen, threads);
+      },
+      "As fake_quantize, and one bit an element whether it was in range, 32 in a word.", py::arg("dtype"), py::arg("x"), py::arg("y"),
+      py::arg("inside"), py::arg("scale"), py::arg("zero_point"), py::arg("outer"), py::arg("channels"), py::arg("inner"),
+      py::arg("qmin"), py::arg("qmax"), py::arg("threads"), py::arg("isa") = "best");
+  m.def(
+      "keep_inside",
+      [](const std::string& dtype, uintptr_t dy, uintptr_t inside, uintptr_t dx, int64_t count, int threads, const std::string& isa) {
+        const FloatType type = float_type(dtype);
+        const FakeQuantizeIsa chosen = isa_of(isa);
+        py::gil_scoped_release release;
+        keep_inside(type, address<const void>(dy), address<const uint32_t>(inside), address<void>(dx), count, chosen, threads);
+      },
+      "dx = dy where the bit of fake_quantize_masked is set, else 0; any instruction set reads another's bits.", py::arg("dtype"),
+      py::arg("dy"), py::arg("inside"), py::arg("dx"), py::arg("count"), py::arg("threads"), py::arg("isa") = "best");
+  m.def(
       "quantize",
       [](const std::string& dtype, uintptr_t x, uintptr_t codes, uintptr_t scale, uintptr_t zero_point, int64_t outer, int64_t channels,
          int64_t inner, float qmin, float qmax, int threads, const std::string& isa) {

@@ -293,6 +293,34 @@ void fake_quantize_backward(FloatType type, const void* dy, const void* x, void*
   }
 }
 
+bool fake_quantize_masks(const GridLayout& grid) { return grid.channels == 1 || grid.inner % kStep == 0; }
+
+void fake_quantize_forward_masked(FloatType type, const void* x, void* y, uint32_t* inside, const GridLayout& grid,
+                                  FakeQuantizeIsa isa, int threads) {
+  const Walk walk{grid, *rows_of(isa), threads, type, true};
+  const int64_t size = size_of(type);
+  const bool stream = walk.count() * size >= kStreamBytes;
+  const auto& kernels = walk.kernels.forward_masked[static_cast<int>(type)];
+  walk.long_rows([&](int64_t, int64_t, int64_t, const Rows& rows, const RowGrid& entries) {
+    walk.write(y, size, stream, rows, [&](const Rows& part, void* to, bool past) {
+      kernels[past](at(x, part.first * size), to, inside + part.first / kStep, part.count, part.n, part.stride, entries);
+    });
+  });
+}
+
+void keep_inside(FloatType type, const void* dy, const uint32_t* inside, void* dx, int64_t count, FakeQuantizeIsa isa, int threads) {
+  const GridLayout flat{nullptr, nullptr, 1, 1, count, 0.0f, 0.0f};
+  const Walk walk{flat, *rows_of(isa), threads, type, false};
+  const int64_t size = size_of(type);
+  const bool stream = count * size >= kStreamBytes;
+  const auto& kernels = walk.kernels.keep_inside[static_cast<int>(type)];
+  walk.long_rows([&](int64_t, int64_t, int64_t, const Rows& rows, const RowGrid&) {
+    walk.write(dx, size, stream, rows, [&](const Rows& part, void* to, bool past) {
+      kernels[past](at(dy, part.first * size), inside + part.first / kStep, to, part.n);
+    });
+  });
+}
+
 void quantize_codes(FloatType type, const void* x, uint8_t* codes, const GridLayout& grid, FakeQuantizeIsa isa, int threads) {
   const Walk walk{grid, *rows_of(isa), threads, FloatType::f32, false};
   const int64_t size = size_of(type);

@@ -27,6 +27,15 @@ void fake_quantize_forward(FloatType type, const void* x, void* y, const GridLay
 void fake_quantize_backward(FloatType type, const void* dy, const void* x, void* dx, float* dscale, float* dzero,
                             const GridLayout& grid, FakeQuantizeIsa isa, int threads);
 
+// The same with a mask in place of x, where a gradient of the scale is not wanted: forward writes one bit an element, whether it
+// was in range, and backward then reads dy and that bit, 8.125 bytes an element. The bits lie
+// as they fall out of the registers, alike on every instruction set.
+// Serves a lone channel, and rows of whole words.
+bool fake_quantize_masks(const GridLayout& grid);
+void fake_quantize_forward_masked(FloatType type, const void* x, void* y, uint32_t* inside, const GridLayout& grid,
+                                  FakeQuantizeIsa isa, int threads);
+void keep_inside(FloatType type, const void* dy, const uint32_t* inside, void* dx, int64_t count, FakeQuantizeIsa isa, int threads);
+
 // One byte a code, two's complement for signed grids.
 void quantize_codes(FloatType type, const void* x, uint8_t* codes, const GridLayout& grid, FakeQuantizeIsa isa, int threads);
 

@@ -30,6 +30,8 @@ struct Avx512 {
   static F clamp(F u, F low, F high) { return _mm512_min_ps(high, _mm512_max_ps(low, u)); }
   static M same(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
   static bool all(M m) { return m == 0xffff; }
+  static uint32_t bits_of(M m) { return m; }
+  static M mask_of(uint32_t bits) { return static_cast<M>(bits); }
   // 0 for less than 2^-63: an exponent without its two upper bits.
   static F drop_tiny(F a) {
     return _mm512_maskz_mov_ps(_mm512_test_epi32_mask(_mm512_castps_si512(a), _mm512_set1_epi32(0x60000000)), a);

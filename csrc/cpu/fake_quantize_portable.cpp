@@ -6,13 +6,6 @@
 namespace pyquant {
 namespace {
 
-template <class T>
-constexpr FloatType kType = FloatType::f32;
-template <>
-constexpr FloatType kType<Bf16> = FloatType::bf16;
-template <>
-constexpr FloatType kType<Fp16> = FloatType::f16;
-
 struct PortableRows {
   static void fence() {}
   static void copy(void* to, const void* from, int64_t bytes) { std::memcpy(to, from, static_cast<size_t>(bytes)); }
@@ -60,6 +53,27 @@ struct PortableRows {
         outside_sum[r] = fold_lanes(outsides);
       }
     }
+  }
+
+  template <class T, bool kStream>
+  static void forward_masked(const void* xv, void* yv, uint32_t* inside, int64_t rows, int64_t n, int64_t stride, const RowGrid& grid) {
+    const T* x = static_cast<const T*>(xv);
+    T* y = static_cast<T*>(yv);
+    for (int64_t r = 0; r < rows; ++r, x += stride, y += stride, inside += stride / kStep)
+      for (int64_t i = 0; i < n; ++i) {
+        const float u = grid_position(widen(x[i]), grid.scale[r], grid.zero[r]);
+        const uint32_t bit = uint32_t{1} << place(kType<T>, i) % kStep;
+        if (i % kStep == 0) inside[i / kStep] = 0;
+        if (in_range(u, grid.range.qmin, grid.range.qmax)) inside[i / kStep] |= bit;
+        narrow(dequantize(clamp_code(u, grid.range.qmin, grid.range.qmax), grid.scale[r], grid.zero[r]), y + i);
+      }
+  }
+
+  template <class T, bool kStream>
+  static void keep_inside(const void* dyv, const uint32_t* inside, void* dxv, int64_t n) {
+    const T* dy = static_cast<const T*>(dyv);
+    T* dx = static_cast<T*>(dxv);
+    for (int64_t i = 0; i < n; ++i) dx[i] = inside[i / kStep] >> place(kType<T>, i) % kStep & 1 ? dy[i] : T{};
   }
 
   template <class T, bool kSpread>

@@ -15,6 +15,8 @@ namespace {
 
 // The hardware's own prefetcher stops at the end of a page; this many bytes ahead it is helped over.
 constexpr int64_t kAhead = 4096;
+// Words of a mask.
+constexpr int64_t kMaskAhead = 64;
 
 // Calls step(i, lanes) over a row of n: whole steps where lanes == kStep, and at most one shorter one at the end.
 template <class Step>
@@ -85,7 +87,13 @@ struct VectorRows {
     const float* p;
     F all;
     PQ_INLINE Entry(const float* entries, int64_t row) : p(entries), all(V::set(entries[kSpread ? 0 : row])) {}
-    PQ_INLINE F at(int64_t i) const { return kSpread ? V::load(p + i) : all; }
+    PQ_INLINE F at(int64_t i) const {
+      if constexpr (kSpread) {
+        return V::load(p + i);
+      } else {
+        return all;
+      }
+    }
   };
 
   // Rounds half to even below 2^22, past which no code lies, and gives a positive 0, as u - z does.
@@ -98,10 +106,11 @@ struct VectorRows {
   // as would underflow counts as 0. The quotient is the correctly rounded one: x * inverse + x * rest is one of the two floats around
   // x / s, its remainder is exact, and the remainder times the rounded inverse then takes it to the nearer of them (Markstein,
   // IBM J. Res. Dev. 34, 1990). A division would do as well, at the speed of the divider.
-  static PQ_INLINE F quick(F x, F s, F inverse, F rest, F low, F high) {
+  static PQ_INLINE F quick(F x, F s, F inverse, F rest, F low, F high) { return V::mul(quick_code(x, s, inverse, rest, low, high), s); }
+  static PQ_INLINE F quick_code(F x, F s, F inverse, F rest, F low, F high) {
     x = V::clamp(V::drop_tiny(x), low, high);
     const F about = V::fma(x, inverse, V::mul(x, rest));
-    return V::mul(whole(V::fma(V::fnma(about, s, x), inverse, about)), s);
+    return whole(V::fma(V::fnma(about, s, x), inverse, about));
   }
 
   template <class T, bool kSpread, bool kStream>
@@ -113,21 +122,20 @@ struct VectorRows {
     }
   }
 
+  // Entries of a row as plain values, not as an Entry: out of one, gcc 12 copies pairs of registers through the stack for each step.
   template <class T, bool kSpread, bool kStream>
   static PQ_INLINE void quick_rows(const T* x, T* y, int64_t rows, int64_t n, int64_t stride, const RowGrid& grid) {
-    const int64_t ahead = kSpread ? stride * static_cast<int64_t>(sizeof(T)) : kAhead;
     for (int64_t r = 0; r < rows; ++r, x += stride, y += stride) {
-      const Entry<kSpread> scale(grid.scale, r), inverse(grid.inverse, r), rest(grid.rest, r), first(grid.first, r), last(grid.last, r);
-      const auto one = [&](F v, int64_t i) PQ_INLINE {
-        const F s = scale.at(i);
-        return quick(v, s, inverse.at(i), rest.at(i), V::mul(first.at(i), s), V::mul(last.at(i), s));
-      };
-      for_steps(n, [&](int64_t i, int lanes) PQ_INLINE {
-        F a, b;
-        if (kStream) prefetch(x + i, ahead);
-        V::load2(x + i, lanes, a, b);
-        V::template store2<kStream>(y + i, lanes, one(a, i), one(b, i + kLanes));
-      });
+      if constexpr (kSpread) {
+        row<T, kStream>(x, y, n, stride * static_cast<int64_t>(sizeof(T)), [&](F v, int64_t i) PQ_INLINE {
+          const F s = V::load(grid.scale + i), low = V::mul(V::load(grid.first + i), s), high = V::mul(V::load(grid.last + i), s);
+          return quick(v, s, V::load(grid.inverse + i), V::load(grid.rest + i), low, high);
+        });
+      } else {
+        const F s = V::set(grid.scale[r]), inverse = V::set(grid.inverse[r]), rest = V::set(grid.rest[r]);
+        const F low = V::mul(V::set(grid.first[r]), s), high = V::mul(V::set(grid.last[r]), s);
+        row<T, kStream>(x, y, n, kAhead, [&](F v, int64_t) PQ_INLINE { return quick(v, s, inverse, rest, low, high); });
+      }
     }
   }
 
@@ -136,16 +144,76 @@ struct VectorRows {
     const F qmin = V::set(grid.range.qmin), qmax = V::set(grid.range.qmax);
     for (int64_t r = 0; r < rows; ++r, x += stride, y += stride) {
       const Entry<kSpread> scale(grid.scale, r), zero(grid.zero, r);
-      const auto one = [&](F v, int64_t i) PQ_INLINE {
+      row<T, kStream>(x, y, n, kSpread ? stride * static_cast<int64_t>(sizeof(T)) : kAhead, [&](F v, int64_t i) PQ_INLINE {
         const F s = scale.at(i), z = zero.at(i);
         return V::mul(V::sub(V::clamp(V::add(V::round(V::div(v, s)), z), qmin, qmax), z), s);
-      };
-      for_steps(n, [&](int64_t i, int lanes) PQ_INLINE {
-        F a, b;
-        V::load2(x + i, lanes, a, b);
-        V::template store2<kStream>(y + i, lanes, one(a, i), one(b, i + kLanes));
       });
     }
+  }
+
+  template <class T, bool kStream, class One>
+  static PQ_INLINE void row(const T* x, T* y, int64_t n, int64_t ahead, One one) {
+    for_steps(n, [&](int64_t i, int lanes) PQ_INLINE {
+      F a, b;
+      if (kStream) prefetch(x + i, ahead);
+      V::load2(x + i, lanes, a, b);
+      V::template store2<kStream>(y + i, lanes, one(a, i), one(b, i + kLanes));
+    });
+  }
+
+  // Quick: x is clamped one code beyond the ends, so that what is out of range still shows.
+  template <class T, bool kStream>
+  static void forward_masked(const void* xv, void* yv, uint32_t* inside, int64_t rows, int64_t n, int64_t stride, const RowGrid& grid) {
+    const T* x = static_cast<const T*>(xv);
+    T* y = static_cast<T*>(yv);
+    const F one = V::set(1.0f), qmin = V::set(grid.range.qmin), qmax = V::set(grid.range.qmax);
+    for (int64_t r = 0; r < rows; ++r, x += stride, y += stride, inside += stride / kStep) {
+      const F s = V::set(grid.scale[r]), z = V::set(grid.zero[r]);
+      if (grid.quick) {
+        const F inverse = V::set(grid.inverse[r]), rest = V::set(grid.rest[r]), first = V::set(grid.first[r]), last = V::set(grid.last[r]);
+        const F low = V::mul(V::sub(first, one), s), high = V::mul(V::add(last, one), s);
+        masked_row<T, kStream>(x, y, inside, n, [&](F v, M& in) PQ_INLINE {
+          const F u = quick_code(v, s, inverse, rest, low, high), code = V::clamp(u, first, last);
+          in = V::same(u, code);
+          return V::mul(code, s);
+        });
+      } else {
+        masked_row<T, kStream>(x, y, inside, n, [&](F v, M& in) PQ_INLINE {
+          const F u = V::add(V::round(V::div(v, s)), z), code = V::clamp(u, qmin, qmax);
+          in = V::same(u, code);
+          return V::mul(V::sub(code, z), s);
+        });
+      }
+    }
+  }
+
+  template <class T, bool kStream, class One>
+  static PQ_INLINE void masked_row(const T* x, T* y, uint32_t* inside, int64_t n, One one) {
+    for_steps(n, [&](int64_t i, int lanes) PQ_INLINE {
+      F a, b;
+      M in_a, in_b;
+      if (kStream) prefetch(x + i, kAhead);
+      if (kStream) __builtin_prefetch(inside + i / kStep + kMaskAhead, 1);
+      V::load2(x + i, lanes, a, b);
+      a = one(a, in_a);
+      b = one(b, in_b);
+      V::template store2<kStream>(y + i, lanes, a, b);
+      inside[i / kStep] = (V::bits_of(in_a) | V::bits_of(in_b) << kLanes) & first_bits<T>(lanes);
+    });
+  }
+
+  template <class T, bool kStream>
+  static void keep_inside(const void* dyv, const uint32_t* inside, void* dxv, int64_t n) {
+    const T* dy = static_cast<const T*>(dyv);
+    T* dx = static_cast<T*>(dxv);
+    for_steps(n, [&](int64_t i, int lanes) PQ_INLINE {
+      F a, b;
+      if (kStream) prefetch(dy + i, kAhead);
+      if (kStream) __builtin_prefetch(inside + i / kStep + kMaskAhead);
+      V::load2(dy + i, lanes, a, b);
+      const uint32_t bits = inside[i / kStep];
+      V::template keep2<kStream>(dx + i, lanes, dy + i, V::mask_of(bits & 0xffff), a, V::mask_of(bits >> kLanes), b);
+    });
   }
 
   template <class T, bool kSpread, bool kSums, bool kStream>

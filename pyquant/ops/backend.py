@@ -52,6 +52,13 @@ def extension() -> ModuleType | None:
         return None
 
 
+def native() -> ModuleType:
+    """The compiled extension, for kernels of the cpu backend, which is chosen only where there is one."""
+    module = extension()
+    assert module is not None, "the cpu backend was chosen without the extension"
+    return module
+
+
 @cache
 def missing(backend: str) -> str | None:
     """Say in one sentence why ``backend`` cannot run here; None if it can."""

@@ -9,8 +9,6 @@ and cuda kernels will register under the same three names.
 
 from __future__ import annotations
 
-from math import prod
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,7 +17,8 @@ from torch import Tensor
 from pyquant import reference
 from pyquant.errors import BackendError, DTypeError, ShapeError
 from pyquant.grid import Grid
-from pyquant.ops.backend import choose, extension, register
+from pyquant.ops import fake_quantize_masked
+from pyquant.ops.backend import choose, native, register
 from pyquant.ops.checks import (
     FLOATS,
     check_apart,
@@ -29,6 +28,7 @@ from pyquant.ops.checks import (
     check_params,
     check_values,
 )
+from pyquant.ops.grid_layout import cpu_grid, layout_of, prepare
 from pyquant.ops.results import result_like
 
 
@@ -65,6 +65,8 @@ def fake_quantize(
     check_grid(x, scale, zero_point, grid)
     where = (grid.qmin, grid.qmax, grid.axis, grid.group_size, backend)
     if out is None:
+        if fake_quantize_masked.serves(x, scale, zero_point, grid, backend):
+            return torch.ops.pyquant.fake_quantize_masked(x, scale, zero_point, *where[:-1])[0]
         return torch.ops.pyquant.fake_quantize(x, scale, zero_point, *where)
     check_like("out", out, "x", x)
     check_contiguous("out", out)
@@ -174,13 +176,9 @@ _library.define(
 _library.define(f"quantize(Tensor x, {_GRID}, bool signed, str backend) -> Tensor")
 
 
-def _prepare(x: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return x.contiguous(), scale.contiguous(), torch.round(zero_point).contiguous()
-
-
 def _fake_quantize_out(x, scale, zero_point, qmin, qmax, axis, group_size, backend, out) -> None:
     kernel = choose("fake_quantize", x.device, backend).kernel
-    x, scale, zero_point = _prepare(x, scale, zero_point)
+    x, scale, zero_point = prepare(x, scale, zero_point)
     check_values(scale, zero_point)
     check_apart("out", out, "x", x, True)
     if x.numel():
@@ -197,7 +195,7 @@ def _fake_quantize_backward_out(
     dy, x, scale, zero_point, qmin, qmax, axis, group_size, backend, dx, dscale, dzero
 ) -> None:
     kernel = choose("fake_quantize_backward", x.device, backend).kernel
-    dy, (x, scale, zero_point) = dy.contiguous(), _prepare(x, scale, zero_point)
+    dy, (x, scale, zero_point) = dy.contiguous(), prepare(x, scale, zero_point)
     check_values(scale, zero_point)
     check_apart("dx", dx, "dy", dy, True)
     check_apart("dx", dx, "x", x, True)
@@ -221,7 +219,7 @@ def _fake_quantize_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients; ``dscale`` and ``dzero`` are empty unless ``sums``."""
     kernel = choose("fake_quantize_backward", x.device, backend).kernel
-    x, scale, zero_point = _prepare(x, scale, zero_point)
+    x, scale, zero_point = prepare(x, scale, zero_point)
     dx, dscale, dzero = _gradients_like(x, scale, sums)
     if x.numel():
         kernel(dy.contiguous(), x, scale, zero_point, qmin, qmax, axis, group_size, dx, dscale, dzero)
@@ -235,7 +233,7 @@ def _gradients_like(x: Tensor, scale: Tensor, sums: bool) -> tuple[Tensor, Tenso
 
 def _quantize(x, scale, zero_point, qmin, qmax, axis, group_size, signed, backend) -> Tensor:
     kernel = choose("quantize", x.device, backend).kernel
-    x, scale, zero_point = _prepare(x, scale, zero_point)
+    x, scale, zero_point = prepare(x, scale, zero_point)
     check_values(scale, zero_point, (qmin, qmax))
     codes = torch.empty(x.shape, dtype=torch.int8 if signed else torch.uint8, device=x.device)
     if x.numel():
@@ -324,7 +322,7 @@ def _fake_quantize_backward_reference(
     dx.copy_(into_dx)
     for total, terms in ((dscale, scale_terms), (dzero, zero_terms)):
         if total.numel():
-            total.copy_(terms.reshape(_layout(x.shape, axis, group_size)).sum((0, 2)).reshape(total.shape))
+            total.copy_(terms.reshape(layout_of(x.shape, axis, group_size)).sum((0, 2)).reshape(total.shape))
 
 
 @register("quantize", "reference")
@@ -333,31 +331,10 @@ def _quantize_reference(x, scale, zero_point, qmin, qmax, axis, group_size, code
 
 
 # ----------------------------------------------------------------------------------------------- backend: cpu
-def _layout(shape: torch.Size, axis: int | None, group_size: int | None) -> tuple[int, int, int]:
-    """``(outer, channels, inner)`` of a contiguous tensor that is not empty."""
-    if axis is None:
-        return 1, 1, prod(shape)
-    if group_size is not None:
-        return 1, prod(shape) // group_size, group_size
-    axis %= len(shape)
-    return prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :])
-
-
-def _native() -> ModuleType:
-    native = extension()
-    assert native is not None, "the cpu backend was chosen without the extension"
-    return native
-
-
-def _cpu_grid(x, scale, zero_point, qmin, qmax, axis, group_size) -> tuple:
-    addresses = scale.data_ptr(), zero_point.data_ptr()
-    return *addresses, *_layout(x.shape, axis, group_size), qmin, qmax, torch.get_num_threads()
-
-
 @register("fake_quantize", "cpu")
 def _fake_quantize_cpu(x, *grid_and_out):
     *grid, out = grid_and_out
-    _native().fake_quantize(FLOATS[x.dtype], x.data_ptr(), out.data_ptr(), *_cpu_grid(x, *grid))
+    native().fake_quantize(FLOATS[x.dtype], x.data_ptr(), out.data_ptr(), *cpu_grid(x, *grid))
 
 
 @register("fake_quantize_backward", "cpu")
@@ -365,10 +342,10 @@ def _fake_quantize_backward_cpu(dy, x, *grid_and_gradients):
     *grid, dx, dscale, dzero = grid_and_gradients
     # An empty tensor's address is 0: the sums are not wanted.
     addresses = (t.data_ptr() for t in (dy, x, dx, dscale, dzero))
-    _native().fake_quantize_backward(FLOATS[x.dtype], *addresses, *_cpu_grid(x, *grid))
+    native().fake_quantize_backward(FLOATS[x.dtype], *addresses, *cpu_grid(x, *grid))
 
 
 @register("quantize", "cpu")
 def _quantize_cpu(x, *grid_and_codes):
     *grid, codes = grid_and_codes
-    _native().quantize(FLOATS[x.dtype], x.data_ptr(), codes.data_ptr(), *_cpu_grid(x, *grid))
+    native().quantize(FLOATS[x.dtype], x.data_ptr(), codes.data_ptr(), *cpu_grid(x, *grid))

@@ -12,8 +12,8 @@ from torch import Tensor
 from pyquant import reference
 from pyquant.grid import Grid
 from pyquant.ops.adaquant_step import LearnedWeight, _reference
-from pyquant.ops.fake_quantize import _layout
 from pyquant.ops.gemm_w4 import gemm_w4
+from pyquant.ops.grid_layout import layout_of
 from pyquant.ops.linear_w4 import linear_w4
 from pyquant.ops.quantize_rows import FLOATS, quantize_rows
 from tests.ops.fake_quantize_cases import CASES, make, spread
@@ -131,7 +131,7 @@ def _grids() -> Iterator[Call]:
             codes = reference.quantize(x, *entries, grid.qmin, grid.qmax).to(grid.code_dtype)
             # The order of the sums is the kernels' own; they agree with the reference within a bound, tested elsewhere.
             dx, dscale, dzero = run_cpu_backward(dy, x, scale, zero, grid, "portable")
-            layout = _layout(x.shape, grid.axis, grid.group_size)
+            layout = layout_of(x.shape, grid.axis, grid.group_size)
             numbers = (kind, *layout, grid.qmin, grid.qmax, 1 + number % 3)
             yield Call("the grid", numbers, (scale, zero, x, dy), (y, dx, dscale, dzero, codes))
 

@@ -9,7 +9,8 @@ from pyquant import reference
 from pyquant.errors import BackendError, DTypeError, GridError, ShapeError
 from pyquant.grid import Grid
 from pyquant.ops import backend
-from pyquant.ops.fake_quantize import _layout, dequantize, fake_quantize, quantize
+from pyquant.ops.fake_quantize import dequantize, fake_quantize, quantize
+from pyquant.ops.grid_layout import layout_of
 from tests.ops.fake_quantize_cases import (
     CASES,
     EPS32,
@@ -35,7 +36,7 @@ def test_public_op_and_its_gradients(shape, grid, pinned):
     assert same_bytes(y.detach(), reference.fake_quantize(x, *params, grid.qmin, grid.qmax))
     dx, *terms = reference.fake_quantize_backward(dy, x, *params, grid.qmin, grid.qmax)
     assert same_bytes(leaves[0].grad, dx)
-    layout = _layout(x.shape, grid.axis, grid.group_size)
+    layout = layout_of(x.shape, grid.axis, grid.group_size)
     for leaf, term in zip(leaves[1:], terms, strict=True):
         folded = term.reshape(layout)
         count = layout[0] * layout[2]

@@ -8,7 +8,8 @@ import torch
 from pyquant import reference
 from pyquant.grid import Grid
 from pyquant.ops import backend
-from pyquant.ops.fake_quantize import FLOATS, _layout
+from pyquant.ops.fake_quantize import FLOATS
+from pyquant.ops.grid_layout import layout_of
 from tests.ops.fake_quantize_cases import CASES, DTYPES, EPS32, EPS64, IDS, make, same_bytes, spread
 
 
@@ -28,7 +29,7 @@ def instruction_sets():
 
 def run_cpu(x, scale, zero_point, grid, isa="best", threads=1):
     y = torch.full_like(x, math.nan)
-    layout = _layout(x.shape, grid.axis, grid.group_size)
+    layout = layout_of(x.shape, grid.axis, grid.group_size)
     args = scale.data_ptr(), zero_point.data_ptr(), *layout, grid.qmin, grid.qmax, threads, isa
     backend.extension().fake_quantize(FLOATS[x.dtype], x.data_ptr(), y.data_ptr(), *args)
     return y
@@ -40,7 +41,7 @@ def run_cpu_backward(dy, x, scale, zero_point, grid, isa="best", threads=1):
         torch.full_like(scale, math.nan),
         torch.full_like(scale, math.nan),
     )
-    layout = _layout(x.shape, grid.axis, grid.group_size)
+    layout = layout_of(x.shape, grid.axis, grid.group_size)
     pointers = (t.data_ptr() for t in (dy, x, dx, dscale, dzero, scale, zero_point))
     backend.extension().fake_quantize_backward(
         FLOATS[x.dtype], *pointers, *layout, grid.qmin, grid.qmax, threads, isa
@@ -50,7 +51,7 @@ def run_cpu_backward(dy, x, scale, zero_point, grid, isa="best", threads=1):
 
 def run_cpu_quantize(x, scale, zero_point, grid, isa="best", threads=1):
     codes = torch.full(x.shape, 77, dtype=grid.code_dtype)
-    layout = _layout(x.shape, grid.axis, grid.group_size)
+    layout = layout_of(x.shape, grid.axis, grid.group_size)
     args = scale.data_ptr(), zero_point.data_ptr(), *layout, grid.qmin, grid.qmax, threads, isa
     backend.extension().quantize(FLOATS[x.dtype], x.data_ptr(), codes.data_ptr(), *args)
     return codes
@@ -86,7 +87,7 @@ def test_sums_lie_within_the_bound_of_float64_and_do_not_depend_on_the_instructi
     found = {isa: run_cpu_backward(dy, x, scale, zero_point, grid, isa)[1:] for isa in SETS}
     for which in range(2):
         by_channel = (
-            terms[which].reshape(_layout(x.shape, grid.axis, grid.group_size)).transpose(0, 1).flatten(1)
+            terms[which].reshape(layout_of(x.shape, grid.axis, grid.group_size)).transpose(0, 1).flatten(1)
         )
         for sums in found.values():
             assert same_bytes(sums[which], found["portable"][which])

@@ -17,6 +17,8 @@ from tests.ops.test_fake_quantize_cpu import SETS, needs_extension
 pytestmark = [needs_extension, pytest.mark.skipif(not hasattr(os, "fork"), reason="the walk needs a child")]
 QMIN, QMAX = -8, 7
 SIZE = 1 << 16
+INPUTS = ("x", "dy", "scale", "zero")
+RESULTS = ("y", "dx", "dscale", "dzero", "codes", "inside", "y_masked", "dx_masked")
 # (outer, channels, inner): lone rows, short rows of every width, long rows about the steps of the vectors.
 LAYOUTS = [
     *((1, 1, n) for n in range(1, 100)),
@@ -27,7 +29,7 @@ LAYOUTS = [
 
 
 def kernels(x, dy, scale, zero, layout, isa, at):
-    """Run all three; ``at(name, like)`` says where a tensor lies or goes."""
+    """Run all that serve the layout; ``at(name, like)`` says where a tensor lies or goes."""
     native, dtype = backend.extension(), FLOATS[x.dtype]
     grid = (at("scale", scale), at("zero", zero), *layout, QMIN, QMAX, 1, isa)
     sources = at("x", x), at("dy", dy)
@@ -36,15 +38,16 @@ def kernels(x, dy, scale, zero, layout, isa, at):
         dtype, sources[1], sources[0], at("dx", x), at("dscale", scale), at("dzero", scale), *grid
     )
     native.quantize(dtype, sources[0], at("codes", x.to(torch.int8)), *grid)
+    if native.fake_quantize_masks(*layout):
+        words = torch.empty((x.numel() + 31) // 32, dtype=torch.int32)
+        inside = at("inside", words)
+        native.fake_quantize_masked(dtype, sources[0], at("y_masked", x), inside, *grid)
+        native.keep_inside(dtype, sources[1], inside, at("dx_masked", x), x.numel(), 1, isa)
 
 
 def layouts(dtype, report):
     generator = torch.Generator().manual_seed(0)
-    rooms = {
-        (name, place): Guarded(SIZE)
-        for name in ("x", "dy", "scale", "zero", "y", "dx", "dscale", "dzero", "codes")
-        for place in PLACES
-    }
+    rooms = {(name, place): Guarded(SIZE) for name in (*INPUTS, *RESULTS) for place in PLACES}
     for layout in LAYOUTS:
         x = (torch.randn(layout, generator=generator) * 3).to(dtype)
         dy = torch.randn(layout, generator=generator).to(dtype)
@@ -64,12 +67,12 @@ def layouts(dtype, report):
 
                 def guarded(name, _, right=right, place=place):
                     room = rooms[name, place]
-                    if name in ("x", "dy", "scale", "zero"):
+                    if name in INPUTS:
                         return room.put(right[name], place)
                     return room.expect(right[name], place)
 
                 kernels(x, dy, scale, zero, layout, isa, guarded)
-                for name in ("y", "dx", "dscale", "dzero", "codes"):
+                for name in right.keys() - INPUTS:
                     assert rooms[name, place].holds(right[name], place), (isa, layout, name, place)
 
 
