@@ -5,7 +5,7 @@
 #pragma once
 #include <immintrin.h>
 
-#include "cpu/epilogue.h"
+#include "cpu/epilogue_pairs.h"
 #include "cpu/kernels.h"
 
 namespace pyquant {

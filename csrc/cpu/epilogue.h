@@ -37,12 +37,6 @@ struct Requantise {
   void store(const Lanes::Floats& y, uint8_t* to, int64_t n) const {
     Lanes::store_codes(to, Lanes::add_ints(Lanes::round(Lanes::clamp(y, low, high)), zero), n);
   }
-
-  // Thirty-two codes of two pixels: together they take fewer instructions.
-  template <bool kSaturate>
-  void store_pair(const Lanes::Floats (&y)[4], uint8_t* a, uint8_t* b) const {
-    Lanes::store_pair<kSaturate>(a, b, y, low, high, zero);
-  }
 };
 
 // Whether all weights of a call stay in L1. Then each group of pixels is finished before the next, so that its codes are read,
@@ -70,41 +64,6 @@ __attribute__((noinline)) void finish_panel(const ConvLayer& layer, const ConvPi
     const Lanes::Floats code = residual != nullptr ? requantise.add_residual(sum(r), residual[r] + channel) : sum(r);
     requantise.store(code, static_cast<uint8_t*>(y[r]) + channel, n);
   }
-}
-
-// Codes of two whole panels, whose accumulators lie `apart` integers from each other.
-template <bool kResidual, bool kSaturate>
-__attribute__((noinline)) void finish_pair(const ConvLayer& layer, const ConvPixels& pixels, int64_t first, int64_t count, int64_t panel,
-                 const int32_t* acc, int64_t apart) {
-  const int64_t channel = panel * kLanes;
-  const Affine affine[2] = {{layer.epilogue, channel}, {layer.epilogue, channel + kLanes}};
-  const Requantise requantise(layer.epilogue);
-  uint8_t* const* y = reinterpret_cast<uint8_t* const*>(pixels.y) + first;
-  const uint8_t* const* residual = kResidual ? pixels.residual + first : nullptr;
-  const auto result = [&](int64_t r, int64_t p) {
-    const Lanes::Floats sum = affine[p](Lanes::load_ints(acc + p * apart + r * kLanes));
-    return kResidual ? requantise.add_residual(sum, residual[r] + channel + p * kLanes) : sum;
-  };
-  int64_t r = 0;
-  for (; r + 2 <= count; r += 2) {
-    const Lanes::Floats four[4] = {result(r, 0), result(r, 1), result(r + 1, 0), result(r + 1, 1)};
-    requantise.template store_pair<kSaturate>(four, y[r] + channel, y[r + 1] + channel);
-  }
-  if (r < count) {
-    for (int64_t p = 0; p < 2; ++p) requantise.store(result(r, p), y[r] + channel + p * kLanes, kLanes);
-  }
-}
-
-// The results of some panels: accumulators [panels][16], `apart` integers from panel to panel.
-void finish_panels(const ConvLayer& layer, const ConvPixels& pixels, int64_t first, int64_t count, int64_t panel,
-                   int64_t panels, const int32_t* acc, int64_t apart) {
-  constexpr decltype(&finish_pair<false, false>) kPairs[2][2] = {
-      {finish_pair<false, false>, finish_pair<false, true>}, {finish_pair<true, false>, finish_pair<true, true>}};
-  if (panels == 2 && !pixels.to_float && (panel + 2) * kLanes <= layer.channels) {
-    kPairs[pixels.residual != nullptr][layer.epilogue.saturates](layer, pixels, first, count, panel, acc, apart);
-    return;
-  }
-  for (int64_t p = 0; p < panels; ++p) finish_panel(layer, pixels, first, count, panel + p, acc + p * apart);
 }
 
 }  // namespace

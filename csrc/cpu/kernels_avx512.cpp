@@ -3,15 +3,16 @@
 #include "cpu/lanes_avx512.h"
 // Lanes comes first: the kernels below are written in terms of it.
 #include "cpu/block_avx512.h"
-#include "cpu/conv_tile.h"
+#include "cpu/conv_avx512.h"
 #include "cpu/depthwise_band.h"
 #include "cpu/elementwise.h"
 
 namespace pyquant {
 
 const Kernels& kernels_avx512() {
-  static const Kernels table = {0,   1,            conv,     Block::kPieces, Block::kColumnBytes, depthwise,
-                                add, average_pool, max_pool, lookup,         quantize,            dequantize};
+  static const Kernels table = {
+      0,   kTileHeight,  conv_avx512, Block::kPieces, Block::kColumnBytes, depthwise,
+      add, average_pool, max_pool,    lookup,         quantize,            dequantize};
   return table;
 }
 

@@ -9,15 +9,14 @@ namespace pyquant {
 namespace {
 
 struct Lanes {
-  static constexpr int kPanels = 1;
   static constexpr int kColumns = 4;
 #if defined(__AVXVNNI__)
   // 6 pixels x 1 panel: 12 accumulators cover vpdpbusd's latency; 2 registers of weights and 1 of activations out of 16.
-  static constexpr int rows(int) { return 6; }
+  static constexpr int kRows = 6;
   static constexpr int kSteps = 4;
 #else
   // 4 pixels x 1 panel: 8 accumulators, 4 registers of weights and 2 of activations out of 16.
-  static constexpr int rows(int) { return 4; }
+  static constexpr int kRows = 4;
   static constexpr int kSteps = 1;
 #endif
 
@@ -59,15 +58,6 @@ struct Lanes {
       alignas(16) uint8_t all[16];
       _mm_store_si128(reinterpret_cast<__m128i*>(all), bytes);
       __builtin_memcpy(p, all, static_cast<size_t>(n));
-    }
-  }
-
-  // Thirty-two codes to each of two rows.
-  template <bool kSaturate>
-  static void store_pair(uint8_t* a, uint8_t* b, const Floats (&v)[4], const Floats& low, const Floats& high,
-                         const Ints& zero) {
-    for (int n = 0; n < 4; ++n) {
-      store_codes((n < 2 ? a : b) + n % 2 * 16, add_ints(round(clamp(v[n], low, high)), zero), 16);
     }
   }
 
@@ -114,13 +104,13 @@ struct Lanes {
   static __m256i sum_products(__m256i acc, __m256i u, __m256i s) { return _mm256_dpbusd_avx_epi32(acc, u, s); }
   // One piece of assembly for a row: with more freedom gcc moves accumulators, and all prefetches to the front.
   template <int D>
-  static void dot_row(Ints (&acc)[1], const uint8_t* x, int64_t k, const Weights (&w)[1]) {
+  static void dot_row(Ints& acc, const uint8_t* x, int64_t k, const Weights& w) {
     __m256i four;
     asm volatile(
         "vpbroadcastd %c[d](%[x],%[k]), %[four]\n\t%{vex%} vpdpbusd %[low], %[four], %[a0]\n\t"
         "%{vex%} vpdpbusd %[high], %[four], %[a1]"
-        : [a0] "+x"(acc[0].low), [a1] "+x"(acc[0].high), [four] "=&x"(four)
-        : [low] "x"(w[0].low), [high] "x"(w[0].high), [x] "r"(x), [k] "r"(k), [d] "i"(D));
+        : [a0] "+x"(acc.low), [a1] "+x"(acc.high), [four] "=&x"(four)
+        : [low] "x"(w.low), [high] "x"(w.high), [x] "r"(x), [k] "r"(k), [d] "i"(D));
   }
   static Ints dot_columns(Ints acc, Columns x, const Weights& w) {
     return {sum_products(acc.low, x.low, w.low), sum_products(acc.high, x.high, w.high)};
@@ -154,8 +144,8 @@ struct Lanes {
             sum_products(acc.high, x.even, w.high_even, x.odd, w.high_odd)};
   }
   template <int D>
-  static void dot_row(Ints (&acc)[1], const uint8_t* x, int64_t k, const Weights (&w)[1]) {
-    acc[0] = dot(acc[0], broadcast(x + k + D), w[0]);
+  static void dot_row(Ints& acc, const uint8_t* x, int64_t k, const Weights& w) {
+    acc = dot(acc, broadcast(x + k + D), w);
   }
   static Ints dot_columns(Ints acc, Columns x, const Weights& w) {
     return {sum_products(acc.low, unsigned_even(x.low), w.low_even, unsigned_odd(x.low), w.low_odd),

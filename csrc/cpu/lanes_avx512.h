@@ -12,17 +12,8 @@ namespace pyquant {
 namespace {
 
 struct Lanes {
-  // The register tile of a convolution: pixels x panels, 24 accumulators. Tall tiles read each weight less often, wide
-  // ones each code; three panels are for what two leave over.
-  static constexpr int rows(int panels) { return panels == 3 ? 8 : 12; }
-  static constexpr int kPanels = 2;
-  // Steps in one turn of the loop: what the loop itself costs competes with the products for two ports.
-  static constexpr int kSteps = 4;
-
   using Ints = __m512i;
   using Floats = __m512;
-  using Weights = __m512i;
-  using Broadcast = __m512i;
 
   static Ints load_ints(const int32_t* p) { return _mm512_loadu_si512(p); }
   static void store_ints(int32_t* p, Ints v) { _mm512_storeu_si512(p, v); }
@@ -101,41 +92,10 @@ struct Lanes {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(v, v, _CMP_ORD_Q), then);
   }
 
-  static Weights load_weights(const int8_t* p) { return _mm512_loadu_si512(p); }
-  static Broadcast broadcast(const uint8_t* p) {
-    int32_t four;
-    __builtin_memcpy(&four, p, 4);
-    return _mm512_set1_epi32(four);
-  }
   // Assembly, because gcc copies every accumulator around the intrinsic once the loops are unrolled.
-  static Ints dot(Ints acc, Broadcast x, const Weights& w) {
+  static Ints dot(Ints acc, __m512i x, __m512i w) {
     asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w));
     return acc;
-  }
-  // The codes at x + k + D against P panels. One piece of assembly for a row: with more freedom gcc spills accumulators.
-  template <int D>
-  static void dot_row(Ints (&acc)[1], const uint8_t* x, int64_t k, const Weights (&w)[1]) {
-    Broadcast four;
-    asm volatile("vpbroadcastd %c[d](%[x],%[k]), %[four]\n\tvpdpbusd %[w0], %[four], %[a0]"
-                 : [a0] "+v"(acc[0]), [four] "=&v"(four)
-                 : [w0] "v"(w[0]), [x] "r"(x), [k] "r"(k), [d] "i"(D));
-  }
-  template <int D>
-  static void dot_row(Ints (&acc)[2], const uint8_t* x, int64_t k, const Weights (&w)[2]) {
-    Broadcast four;
-    asm volatile(
-        "vpbroadcastd %c[d](%[x],%[k]), %[four]\n\tvpdpbusd %[w0], %[four], %[a0]\n\tvpdpbusd %[w1], %[four], %[a1]"
-        : [a0] "+v"(acc[0]), [a1] "+v"(acc[1]), [four] "=&v"(four)
-        : [w0] "v"(w[0]), [w1] "v"(w[1]), [x] "r"(x), [k] "r"(k), [d] "i"(D));
-  }
-  template <int D>
-  static void dot_row(Ints (&acc)[3], const uint8_t* x, int64_t k, const Weights (&w)[3]) {
-    Broadcast four;
-    asm volatile(
-        "vpbroadcastd %c[d](%[x],%[k]), %[four]\n\tvpdpbusd %[w0], %[four], %[a0]\n\tvpdpbusd %[w1], %[four], %[a1]"
-        "\n\tvpdpbusd %[w2], %[four], %[a2]"
-        : [a0] "+v"(acc[0]), [a1] "+v"(acc[1]), [a2] "+v"(acc[2]), [four] "=&v"(four)
-        : [w0] "v"(w[0]), [w1] "v"(w[1]), [w2] "v"(w[2]), [x] "r"(x), [k] "r"(k), [d] "i"(D));
   }
 };
 

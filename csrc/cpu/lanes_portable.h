@@ -13,9 +13,8 @@ typedef float Float4 __attribute__((vector_size(16)));
 typedef int16_t Short4 __attribute__((vector_size(8)));
 
 struct Lanes {
-  static constexpr int rows(int) { return 4; }
+  static constexpr int kRows = 4;
   static constexpr int kSteps = 1;
-  static constexpr int kPanels = 1;
   static constexpr int kColumns = 4;
 
   // Partial sums may wrap around where the corrected sum does not, so integers are kept as unsigned.
@@ -70,15 +69,6 @@ struct Lanes {
     uint8_t all[16];
     for (int i = 0; i < 16; ++i) all[i] = static_cast<uint8_t>(v.v[i / 4][i % 4]);
     __builtin_memcpy(p, all, static_cast<size_t>(n < 16 ? n : 16));
-  }
-
-  // Thirty-two codes to each of two rows.
-  template <bool kSaturate>
-  static void store_pair(uint8_t* a, uint8_t* b, const Floats (&v)[4], const Floats& low, const Floats& high,
-                         const Ints& zero) {
-    for (int n = 0; n < 4; ++n) {
-      store_codes((n < 2 ? a : b) + n % 2 * 16, add_ints(round(clamp(v[n], low, high)), zero), 16);
-    }
   }
 
   static Floats load_floats(const float* p) {
@@ -174,8 +164,8 @@ struct Lanes {
     return acc;
   }
   template <int D>
-  static void dot_row(Ints (&acc)[1], const uint8_t* x, int64_t k, const Weights (&w)[1]) {
-    acc[0] = dot(acc[0], broadcast(x + k + D), w[0]);
+  static void dot_row(Ints& acc, const uint8_t* x, int64_t k, const Weights& w) {
+    acc = dot(acc, broadcast(x + k + D), w);
   }
 
   static Columns load_columns(const uint8_t* p) {
