@@ -36,7 +36,8 @@ struct GemmW4 {
 
 // What the kernel needs of up to kRowBlock rows, besides their codes.
 struct RowCodes {
-  const int8_t* x;       // [K' / 64][count][64], zeros behind K; 1 KB behind it may be read
+  const int8_t* x;       // [K' / 64] chunks of [count][64], zeros behind K; 1 KB behind it may be read
+  int64_t chunk;         // bytes from chunk to chunk, at least count * 64
   const int32_t* seed;   // [groups][count]: if not null, all of the correction (one w_zero for all, x_zero = 0)
   const int32_t* pair;   // [groups][count]: -sum (x - x_zero) in the low half, -x_zero in the high one
   const int32_t* sum;    // [groups][count]: sum (x - x_zero)

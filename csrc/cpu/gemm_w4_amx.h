@@ -139,7 +139,7 @@ struct AmxRows {
 
   template <int T>
   void step(int64_t k, int64_t first, const uint8_t* const* w) const {
-    const int8_t* x = rows.x + (k / kChunk * rows.count + first) * kChunk + k % kChunk;
+    const int8_t* x = rows.x + k / kChunk * rows.chunk + first * kChunk + k % kChunk;
     _tile_loadd(6, w[0], 64);
     _tile_loadd(4, x, kChunk);
     _tile_dpbsud(0, 4, 6);

@@ -26,7 +26,7 @@ struct VnniRows {
     if (wide && w4.groups > 1) return PlainRows::run(w4, rows, from, panel, totals, kept);
     VnniTile t{};
     t.blocks = from.block_end - from.block_begin;
-    t.chunk = rows.count * kChunk;
+    t.chunk = rows.chunk;
     t.continued = from.block_begin != 0;
     t.end = !last || wide ? VnniEnd::keep : rows.seed != nullptr ? VnniEnd::total : VnniEnd::pairs_total;
     const int64_t tiles = (rows.count + kMost - 1) / kMost;
@@ -37,9 +37,9 @@ struct VnniRows {
       t.totals = totals + begin * kTileFloats;
       for (int64_t g = from.group_begin; g < from.group_end; ++g) {
         const int64_t block = g * w4.blocks + from.block_begin;
-        t.x = rows.x + (block / 2 * rows.count + begin) * kChunk + block % 2 * kBlock;
+        t.x = rows.x + block / 2 * rows.chunk + begin * kChunk + block % 2 * kBlock;
         t.step[block % 2] = kBlock;
-        t.step[1 - block % 2] = rows.count * kChunk - kBlock;
+        t.step[1 - block % 2] = rows.chunk - kBlock;
         t.seed = rows.seed != nullptr ? rows.seed + g * rows.count + begin : kZeros;
         t.row_pair = rows.pair + g * rows.count + begin;
         for (int p = 0; p < kTilePanels; ++p) {

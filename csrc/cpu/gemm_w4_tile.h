@@ -57,7 +57,7 @@ void gemm_w4_tile(const GemmW4& w4, const RowCodes& rows, const Codes& from, int
       if (kBits != 8) prefetch_panel(from, p, codes[p] - kScaleBytes, 1);
     }
     for (int64_t b = g * w4.blocks + from.block_begin; b < g * w4.blocks + from.block_end; ++b) {
-      const int8_t* x = rows.x + (b / 2 * rows.count + first) * kChunk + b % 2 * kBlock;
+      const int8_t* x = rows.x + b / 2 * rows.chunk + first * kChunk + b % 2 * kBlock;
       LowBit::Sums sums[R][P];
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {

@@ -33,6 +33,10 @@ void place(uint8_t* block, int64_t k, uint32_t code, int bits) {
 // Kernels may read, and do not use, up to so many bytes behind the last row's codes.
 constexpr int64_t kSlack = 1024;
 
+// Bytes from one 64 k of the rows to the next. A power of two would put the chunks that a tile takes one after another
+// into the same few sets of the first-level cache, where they would push each other and the weights out.
+int64_t chunk_stride(int64_t count) { return (count % 32 == 0 ? count + 16 : count) * kChunk; }
+
 bool fits_16_bits(int32_t v) { return v == static_cast<int16_t>(v); }
 
 int32_t in_halves(int32_t low, int32_t high) {
@@ -43,7 +47,7 @@ int32_t in_halves(int32_t low, int32_t high) {
 
 // What the rows of one call need, kept by each thread from call to call.
 struct LinearW4::Scratch {
-  AlignedBytes codes;                             // [K' / 64][count][64]
+  AlignedBytes codes;                             // [K' / 64] chunks of [count][64]
   std::vector<int32_t> block_sum, sum, seed, pair;  // [count][K' / 32], then [groups][count]
   std::vector<int32_t> zero;
   std::vector<float> scale;
@@ -131,6 +135,7 @@ void LinearW4::multiply(Scratch& scratch, const int32_t* zero, const float* scal
     }
   }
   const RowCodes rows = {reinterpret_cast<const int8_t*>(scratch.codes.data()),
+                         chunk_stride(count),
                          seeded ? scratch.seed.data() : nullptr,
                          scratch.pair.data(),
                          scratch.sum.data(),
@@ -158,7 +163,7 @@ void LinearW4::run(const ActivationCodes& x, float* y, int64_t rows, int threads
   const int64_t row_words = ceil_div(length_ * x.bits, 32);
   std::vector<int32_t> zero(static_cast<size_t>(std::min(rows, kRowBlock)));
   for (int64_t first = 0; first < rows; first += kRowBlock) {
-    const int64_t count = std::min(kRowBlock, rows - first), stride = count * kChunk;
+    const int64_t count = std::min(kRowBlock, rows - first), stride = chunk_stride(count);
     scratch.codes.grow(chunks * stride + kSlack);
     scratch.block_sum.resize(static_cast<size_t>(count * blocks));
     for (int64_t i = 0; i < count; ++i) zero[static_cast<size_t>(i)] = x.zero[first + i] - move;
@@ -194,7 +199,7 @@ void LinearW4::run(FloatType type, const void* x, void* y, int64_t rows, int thr
   const int64_t blocks = weights_.groups * weights_.blocks, chunks = ceil_div(blocks, 2);
   const int64_t size = type == FloatType::f32 ? 4 : 2;
   for (int64_t first = 0; first < rows; first += kRowBlock) {
-    const int64_t count = std::min(kRowBlock, rows - first), stride = count * kChunk;
+    const int64_t count = std::min(kRowBlock, rows - first), stride = chunk_stride(count);
     scratch.codes.grow(chunks * stride + kSlack);
     scratch.block_sum.resize(static_cast<size_t>(count * blocks));
     scratch.scale.resize(static_cast<size_t>(count));
