@@ -9,10 +9,7 @@
 namespace pyquant {
 namespace {
 
-struct VnniRows {
-  static constexpr int64_t kRowsInRegisters = LowBit::kRowsInRegisters;
-  static constexpr int64_t kRowsStreamed = 0;
-
+struct VnniRows : PlainRows {
   static void run(const GemmW4& w4, const RowCodes& rows, const Codes& from, int64_t panel, float* totals,
                   int32_t* kept) {
     using Tile = void (*)(const VnniTile&);

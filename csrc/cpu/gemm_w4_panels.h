@@ -48,21 +48,21 @@ struct PlainRows {
   static constexpr int64_t kRowsInRegisters = LowBit::kRowsInRegisters;
   static constexpr int64_t kRowsStreamed = 0;
 
+  template <int kBits>
+  static void unpack(const GemmW4&, const RowCodes&, const uint8_t* from, int64_t blocks, uint8_t* to) {
+    for (int64_t b = 0; b < blocks; ++b, from += 64 * kBits, to += 512) {
+#pragma GCC unroll LowBit::kQuadsUnrolled
+      for (int q = 0; q < 8; ++q) LowBit::store_quad(to + 64 * q, LowBit::template quad<kBits>(from, q));
+    }
+  }
+
   static void run(const GemmW4& w4, const RowCodes& rows, const Codes& from, int64_t panel, float* totals,
                   int32_t* kept) {
     gemm_w4_rows<8>(w4, rows, from, panel, totals, kept);
   }
 };
 
-template <int kBits>
-void unpack_blocks(const uint8_t* from, int64_t blocks, uint8_t* to) {
-  for (int64_t b = 0; b < blocks; ++b, from += 64 * kBits, to += 512) {
-#pragma GCC unroll LowBit::kQuadsUnrolled
-    for (int q = 0; q < 8; ++q) LowBit::store_quad(to + 64 * q, LowBit::template quad<kBits>(from, q));
-  }
-}
-
-// Unpacked::run multiplies a part of K, unpacked, by all the rows.
+// Unpacked::unpack writes a part of K, one code a byte; Unpacked::run multiplies it by all the rows.
 template <class Unpacked, int kBits>
 void gemm_w4_unpacked(const GemmW4& w4, const RowCodes& rows, const Codes& packed, int64_t panel, float* totals,
                       int32_t* kept) {
@@ -85,8 +85,8 @@ void gemm_w4_unpacked(const GemmW4& w4, const RowCodes& rows, const Codes& packe
         part.scale[p] = packed.scale[p] + g * w4.record;
         part.codes[p] = unpacked[p];
         for (int64_t i = g; i < part.group_end; ++i) {
-          unpack_blocks<kBits>(packed.codes[p] + i * w4.record + b * 64 * kBits, part.block_end - b,
-                               unpacked[p] + (i - g) * part.next_codes);
+          Unpacked::template unpack<kBits>(w4, rows, packed.codes[p] + i * w4.record + b * 64 * kBits,
+                                           part.block_end - b, unpacked[p] + (i - g) * part.next_codes);
         }
         // Tiles take blocks two by two.
         if (w4.groups == 1 && part.block_end % 2 != 0) std::memset(unpacked[p] + (part.block_end - b) * 512, 0, 512);
