@@ -94,6 +94,17 @@ def test_zero_points_that_leave_16_bits(isa: str) -> None:
 
 @needs_cpu
 @pytest.mark.parametrize("isa", ISAS)
+def test_many_channels(isa: str) -> None:
+    """More channels than are written at once, at every way of taking rows; zero points that fit a byte and that do not."""
+    for m, k, group_size in ((1, 64, 32), (5, 128, 64), (20, 96, 32), (64, 640, 128), (100, 1100, None)):
+        for zero in (3, 104, -30000):
+            x, w = rows(m, k, True, 8, False, seed=m), weights(301, k, group_size, True, 4, "one", k)
+            w["zero_point"].fill_(zero)
+            check(x, w, isa, 1 + m % 2, group_size=group_size, signed=True, bits=4)
+
+
+@needs_cpu
+@pytest.mark.parametrize("isa", ISAS)
 def test_the_longest_row(isa: str) -> None:
     """The sum of the longest row that is allowed nearly fills int32; bare codes alone would leave it."""
     k = 561_433
