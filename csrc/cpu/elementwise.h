@@ -38,14 +38,24 @@ void average_pool(const AveragePool& layer, const PoolWindow& window, uint8_t* y
   }
 }
 
-void max_pool(const PoolWindow& window, uint8_t* __restrict y) {
-  for (int64_t channel = 0; channel < window.channels; ++channel) y[channel] = window.x[channel];
-  for (int64_t h = 0; h < window.height; ++h) {
-    for (int64_t w = 0; w < window.width; ++w) {
-      const uint8_t* x = window.x + h * window.row_stride + w * window.pixel_stride;
-      for (int64_t channel = 0; channel < window.channels; ++channel) {
-        y[channel] = y[channel] < x[channel] ? x[channel] : y[channel];
+// Sixty-four codes at once, in whatever registers the compiler has for them: they stay there while the window passes.
+typedef uint8_t Codes64 __attribute__((vector_size(64), aligned(1), may_alias));
+
+void max_pool(const PoolWindow& window, uint8_t* y) {
+  for (int64_t channel = 0; channel < window.channels; channel += 64) {
+    Codes64 most = {};
+    for (int64_t h = 0; h < window.height; ++h) {
+      const uint8_t* x = window.x + h * window.row_stride + channel;
+      for (int64_t w = 0; w < window.width; ++w, x += window.pixel_stride) {
+        const Codes64 codes = *reinterpret_cast<const Codes64*>(x);
+        most = codes > most ? codes : most;
       }
+    }
+    const int64_t left = window.channels - channel;
+    if (left >= 64) {
+      *reinterpret_cast<Codes64*>(y + channel) = most;
+    } else {
+      __builtin_memcpy(y + channel, &most, static_cast<size_t>(left));
     }
   }
 }
@@ -54,17 +64,63 @@ void lookup(const uint8_t* table, const uint8_t* x, uint8_t* y, int64_t count) {
   for (int64_t i = 0; i < count; ++i) y[i] = table[x[i]];
 }
 
-// A NaN becomes the zero point, whatever the clamp bounds are; float inputs have no readable slack behind them.
+// Codes of floats: a division takes as long as sixteen multiplications. A quotient is within 2^-13 of the product with the
+// reciprocal where both are within 256 of 0, as clamping makes them; so only a product that close to the middle of two
+// whole numbers has to be divided again. A NaN becomes the zero point, whatever the clamp bounds are.
+struct Quantise {
+  Lanes::Floats scale, reciprocal, low, high, sure;
+  Lanes::Ints zero;
+
+  explicit Quantise(const QuantizeLayer& layer)
+      : scale(Lanes::set_float(layer.scale)),
+        reciprocal(Lanes::set_float(1.0f / layer.scale)),
+        low(Lanes::set_float(layer.low_less_zero)),
+        high(Lanes::set_float(layer.high_less_zero)),
+        // Never sure of a scale whose reciprocal may not be a normal number.
+        sure(Lanes::set_float(layer.scale > 0x1p-100f && layer.scale < 0x1p100f ? 0.5f - 0x1p-12f : -1.0f)),
+        zero(Lanes::set_int(layer.zero)) {}
+
+  Lanes::Ints operator()(const Lanes::Floats& x) const {
+    const Lanes::Floats product = clamped(Lanes::mul(x, reciprocal));
+    const Lanes::Ints near = Lanes::round(product);
+    if (__builtin_expect(Lanes::all_within(Lanes::sub(product, Lanes::to_float(near)), sure), 1)) {
+      return Lanes::add_ints(near, zero);
+    }
+    return Lanes::add_ints(Lanes::round(clamped(Lanes::div(x, scale))), zero);
+  }
+
+ private:
+  Lanes::Floats clamped(const Lanes::Floats& position) const {
+    return Lanes::where_number(position, Lanes::clamp(position, low, high));
+  }
+};
+
+// Float inputs have no readable slack behind them.
+inline Lanes::Floats load_some(const float* x, int64_t n) {
+  return n == kLanes ? Lanes::load_floats(x) : Lanes::load_floats(x, n);
+}
+
 void quantize(const QuantizeLayer& layer, const float* x, uint8_t* y, int64_t count) {
-  const Lanes::Floats scale = Lanes::set_float(layer.scale);
-  const Lanes::Floats low = Lanes::set_float(layer.low_less_zero), high = Lanes::set_float(layer.high_less_zero);
-  const Lanes::Ints zero = Lanes::set_int(layer.zero);
+  const Quantise quantise(layer);
   for (int64_t i = 0; i < count; i += kLanes) {
     const int64_t n = lanes_left(count, i);
-    const Lanes::Floats position =
-        Lanes::div(n == kLanes ? Lanes::load_floats(x + i) : Lanes::load_floats(x + i, n), scale);
-    const Lanes::Floats clamped = Lanes::where_number(position, Lanes::clamp(position, low, high));
-    Lanes::store_codes(y + i, Lanes::add_ints(Lanes::round(clamped), zero), n);
+    Lanes::store_codes(y + i, quantise(load_some(x + i, n)), n);
+  }
+}
+
+void quantize_three(const QuantizeLayer& layer, const float* const* x, uint8_t* y, int64_t count) {
+  const Quantise quantise(layer);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t n = lanes_left(count, i);
+    const auto codes = [&](int plane) { return quantise(load_some(x[plane] + i, n)); };
+    const Lanes::Ints three[3] = {codes(0), codes(1), codes(2)};
+    if (n == kLanes) {
+      Lanes::store_triples(y + 3 * i, three);
+    } else {
+      uint8_t all[3 * kLanes];
+      Lanes::store_triples(all, three);
+      __builtin_memcpy(y + 3 * i, all, static_cast<size_t>(3 * n));
+    }
   }
 }
 

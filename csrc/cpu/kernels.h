@@ -131,6 +131,8 @@ struct Kernels {
   void (*max_pool)(const PoolWindow&, uint8_t* y);
   void (*lookup)(const uint8_t* table, const uint8_t* x, uint8_t* y, int64_t count);
   void (*quantize)(const QuantizeLayer&, const float* x, uint8_t* y, int64_t count);
+  // `count` pixels of three planes: y is [count][3].
+  void (*quantize_three)(const QuantizeLayer&, const float* const* x, uint8_t* y, int64_t count);
   void (*dequantize)(float scale, float zero, const uint8_t* x, float* y, int64_t count);
 };
 

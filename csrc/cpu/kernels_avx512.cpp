@@ -12,7 +12,7 @@ namespace pyquant {
 const Kernels& kernels_avx512() {
   static const Kernels table = {
       0,   kTileHeight,  conv_avx512, Block::kPieces, Block::kColumnBytes, depthwise,
-      add, average_pool, max_pool,    lookup,         quantize,            dequantize};
+      add, average_pool, max_pool,    lookup,         quantize,            quantize_three, dequantize};
   return table;
 }
 

@@ -10,7 +10,8 @@ namespace pyquant {
 
 const Kernels& kernels_portable() {
   static const Kernels table = {0,   1,            conv,     Block::kPieces, Block::kColumnBytes, depthwise,
-                                add, average_pool, max_pool, lookup,         quantize,            dequantize};
+                                add, average_pool, max_pool, lookup,         quantize,            quantize_three,
+                                dequantize};
   return table;
 }
 

@@ -61,6 +61,21 @@ struct Lanes {
     }
   }
 
+  // Sixteen pixels of three codes each, 48 bytes; every lane holds a code.
+  static void store_triples(uint8_t* p, const Ints (&v)[3]) {
+    store_eight(p, v[0].low, v[1].low, v[2].low);
+    store_eight(p + 24, v[0].high, v[1].high, v[2].high);
+  }
+  static void store_eight(uint8_t* p, __m256i a, __m256i b, __m256i c) {
+    const __m256i pixels = _mm256_or_si256(a, _mm256_or_si256(_mm256_slli_epi32(b, 8), _mm256_slli_epi32(c, 16)));
+    const __m256i close =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
+    const __m256i order = _mm256_setr_epi32(0, 1, 2, 4, 5, 6, 7, 7);
+    const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(pixels, close), order);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(bytes));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p + 16), _mm256_extracti128_si256(bytes, 1));
+  }
+
   static Floats load_floats(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
   static Floats load_floats(const float* p, int64_t n) {
     alignas(32) float all[16] = {};
@@ -94,6 +109,14 @@ struct Lanes {
   static Floats where_number(Floats v, Floats then) {
     return {_mm256_and_ps(_mm256_cmp_ps(v.low, v.low, _CMP_ORD_Q), then.low),
             _mm256_and_ps(_mm256_cmp_ps(v.high, v.high, _CMP_ORD_Q), then.high)};
+  }
+
+  // Whether every lane is at most `most` from 0.
+  static bool all_within(Floats v, Floats most) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    const __m256 low = _mm256_cmp_ps(_mm256_andnot_ps(sign, v.low), most.low, _CMP_LE_OQ);
+    const __m256 high = _mm256_cmp_ps(_mm256_andnot_ps(sign, v.high), most.high, _CMP_LE_OQ);
+    return _mm256_movemask_ps(_mm256_and_ps(low, high)) == 0xFF;
   }
 
   static Columns load_columns(const uint8_t* p) { return {load(p), load(p + 32)}; }

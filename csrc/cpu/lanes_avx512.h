@@ -44,6 +44,16 @@ struct Lanes {
     }
   }
 
+  // Sixteen pixels of three codes each, 48 bytes; every lane holds a code.
+  static void store_triples(uint8_t* p, const Ints (&v)[3]) {
+    const Ints pixels = _mm512_or_si512(v[0], _mm512_or_si512(_mm512_slli_epi32(v[1], 8), _mm512_slli_epi32(v[2], 16)));
+    const __m512i close = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
+    const __m512i order = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 15, 15, 15, 15);
+    const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_shuffle_epi8(pixels, close));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(bytes));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 32), _mm512_extracti32x4_epi32(bytes, 2));
+  }
+
   // Thirty-two codes to each of two rows: v[0] and v[1] to `a`, v[2] and v[3] to `b`, min(max(round(v), low), high) + zero.
   // Packing saturates, so the lower bound can wait until the codes are bytes; a NaN becomes it, as everywhere. With
   // kSaturate the bounds are 0 and 255 and no v is beyond an integer, so packing is enough.
@@ -90,6 +100,11 @@ struct Lanes {
   // `then` where `v` is a number, 0 where it is a NaN.
   static Floats where_number(Floats v, Floats then) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(v, v, _CMP_ORD_Q), then);
+  }
+
+  // Whether every lane is at most `most` from 0.
+  static bool all_within(Floats v, Floats most) {
+    return _mm512_cmp_ps_mask(_mm512_abs_ps(v), most, _CMP_LE_OQ) == 0xFFFF;
   }
 
   // Assembly, because gcc copies every accumulator around the intrinsic once the loops are unrolled.

@@ -71,6 +71,11 @@ struct Lanes {
     __builtin_memcpy(p, all, static_cast<size_t>(n < 16 ? n : 16));
   }
 
+  // Sixteen pixels of three codes each, 48 bytes; every lane holds a code.
+  static void store_triples(uint8_t* p, const Ints (&v)[3]) {
+    for (int i = 0; i < 48; ++i) p[i] = static_cast<uint8_t>(v[i % 3].v[i / 12][i / 3 % 4]);
+  }
+
   static Floats load_floats(const float* p) {
     Floats r;
     __builtin_memcpy(&r, p, sizeof(r));
@@ -133,6 +138,13 @@ struct Lanes {
   static Floats where_number(const Floats& v, Floats then) {
     for (int i = 0; i < 4; ++i) then.v[i] = select(v.v[i] == v.v[i], then.v[i], Float4{});
     return then;
+  }
+
+  // Whether every lane is at most `most` from 0.
+  static bool all_within(const Floats& v, const Floats& most) {
+    Int4 beyond = {};
+    for (int i = 0; i < 4; ++i) beyond |= (v.v[i] > most.v[i]) | (v.v[i] < -most.v[i]);
+    return (beyond[0] | beyond[1] | beyond[2] | beyond[3]) == 0;
   }
 
   // 64 bytes as four vectors of dwords -> the j-th byte of each, signed or not, as 16 bits.

@@ -49,10 +49,17 @@ class Quantize : public Step {
   }
 
  private:
-  // [C][H][W] floats: each plane's row is quantised into a line of codes, then dealt out to its channel.
+  // [C][H][W] floats: three planes have a kernel; of others each row is quantised into a line of codes, then dealt out
+  // to its channel.
   void planes(const Frame& frame, const Shape& shape, const uint8_t* image, int64_t row, uint8_t* y) const {
+    const float* first = reinterpret_cast<const float*>(image) + row * shape.width;
+    if (shape.channels == 3) {
+      const float* const x[3] = {first, first + shape.pixels(), first + 2 * shape.pixels()};
+      frame.kernels.quantize_three(layer_, x, y, shape.width);
+      return;
+    }
     for (int64_t c = 0; c < shape.channels; ++c) {
-      const float* x = reinterpret_cast<const float*>(image) + (c * shape.height + row) * shape.width;
+      const float* x = first + c * shape.pixels();
       uint8_t* codes = shape.channels == 1 ? y : frame.scratch_of_part();
       frame.kernels.quantize(layer_, x, codes, shape.width);
       if (shape.channels == 1) continue;
