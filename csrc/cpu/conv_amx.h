@@ -34,29 +34,43 @@ struct alignas(64) TileConfig {
 struct PixelGroup {
   int64_t first;   // pixel
   int64_t begin;   // rows before it belong to the group before
+  int64_t count;   // rows from there on that are its own
   const uint8_t* base;
   int64_t stride;  // bytes from row to row
   bool gathered;
 };
 
+// Pixels of one call, in groups of one height. Where a map has a halo, pixels are at equal distances within its rows only,
+// in runs. Groups end where runs do if that wastes little of a tile: gathering takes up to a third of the products' time,
+// and what it copies fills the cache three times over, for the taps of a row share their codes.
 struct AmxCall {
+  // Runs that fill less of their tiles than this are gathered.
+  static constexpr int64_t kLeastRows = 10;
+  static constexpr int64_t kMostRuns = kMostPixels / kLeastRows + 2;
   const ConvLayer& layer;
   const ConvPixels& pixels;
-  int64_t rows;    // of a tile of codes
   int64_t chunks;  // of a segment
-  PixelGroup groups[16];
+  int64_t rows;    // of a tile of codes
+  int64_t count = 0;
+  PixelGroup groups[kMostPixels / kLeastRows + kMostRuns];
 
-  AmxCall(const ConvLayer& layer_, const ConvPixels& pixels_, int64_t count)
-      : layer(layer_), pixels(pixels_), rows((pixels.count + count - 1) / count), chunks(layer.steps / layer.chunk) {
-    for (int64_t g = 0; g < count; ++g) {
-      // The last group is as tall as the others, and does some of its neighbour's pixels again.
-      const int64_t first = g * rows < pixels.count - rows ? g * rows : pixels.count - rows;
-      const uint8_t* const* x = pixels.x + first;
-      const int64_t stride = rows > 1 ? x[1] - x[0] : 0;
-      bool even = true;
-      for (int64_t r = 2; r < rows; ++r) even = even && x[r] - x[r - 1] == stride;
-      groups[g] = {first, g * rows - first, x[0], stride, !even};
-      if (!even) gather(g);
+  AmxCall(const ConvLayer& layer_, const ConvPixels& pixels_)
+      : layer(layer_), pixels(pixels_), chunks(layer.steps / layer.chunk) {
+    int64_t ends[kMostRuns], runs = 0, longest = 0;
+    for (int64_t first = 0; first < pixels.count && runs < kMostRuns; first = ends[runs++]) {
+      ends[runs] = run_end(first);
+      longest = ends[runs] - first > longest ? ends[runs] - first : longest;
+    }
+    rows = even_height(longest);
+    // Those that are cut off at the ends of the call, if they are short, do not fill a tile and are gathered.
+    int64_t gathered = 0;
+    for (int64_t r = 0; r < runs; ++r) gathered += ends[r] - (r > 0 ? ends[r - 1] : 0) < rows;
+    const bool fits = ends[runs - 1] == pixels.count && gathered <= (pixels.count + kTileRows - 1) / kTileRows;
+    if (fits && (runs == 1 || rows >= kLeastRows)) {
+      for (int64_t r = 0; r < runs; ++r) add_groups(r > 0 ? ends[r - 1] : 0, ends[r], true);
+    } else {
+      rows = even_height(pixels.count);
+      add_groups(0, pixels.count, false);
     }
   }
 
@@ -66,10 +80,41 @@ struct AmxCall {
   }
 
  private:
-  void gather(int64_t g) {
-    PixelGroup& group = groups[g];
-    uint8_t* to = pixels.scratch + g * layer.segments * chunks * kTileBytes;
+  static int64_t even_height(int64_t count) {
+    const int64_t tiles = (count + kTileRows - 1) / kTileRows;
+    return (count + tiles - 1) / tiles;
+  }
+
+  // The pixels from `first` on that are at equal distances.
+  int64_t run_end(int64_t first) const {
+    const uint8_t* const* x = pixels.x;
+    int64_t end = first + 1;
+    if (end == pixels.count) return end;
+    const int64_t stride = x[end] - x[first];
+    while (end < pixels.count && x[end] - x[end - 1] == stride) ++end;
+    return end;
+  }
+
+  // Groups of the pixels of one run, or of several with `run` false.
+  void add_groups(int64_t first, int64_t end, bool run) {
+    for (int64_t done = first; done < end;) {
+      // The last group is as tall as the others, and does some of its neighbour's pixels again.
+      const int64_t own = end - done < rows ? end - done : rows;
+      const int64_t from = done + own - rows > 0 ? done + own - rows : 0;
+      const uint8_t* const* x = pixels.x + from;
+      const bool in_place = run && first <= from && from + rows <= end;
+      groups[count] = {from, done - from, own, x[0], rows > 1 ? x[1] - x[0] : 0, !in_place};
+      if (!in_place) gather(groups[count]);
+      ++count;
+      done += own;
+    }
+  }
+
+  void gather(PixelGroup& group) {
+    uint8_t* to = pixels.scratch + gathered_++ * layer.segments * chunks * kTileBytes;
     const uint8_t* const* x = pixels.x + group.first;
+    group.base = to;
+    group.stride = 64;
     const __mmask64 mask = ~__mmask64{0} >> (64 - 4 * layer.chunk);
     for (int64_t s = 0; s < layer.segments; ++s) {
       for (int64_t c = 0; c < chunks; ++c) {
@@ -80,9 +125,9 @@ struct AmxCall {
         to += kTileBytes;
       }
     }
-    group.base = pixels.scratch + g * layer.segments * chunks * kTileBytes;
-    group.stride = 64;
   }
+
+  int64_t gathered_ = 0;
 };
 
 // The sums of some groups of pixels x panels. There are two: one is finished while the products of the next ones are
@@ -95,8 +140,8 @@ struct AmxSums {
   void finish(const AmxCall& call) const {
     for (int64_t g = 0; g < count; ++g) {
       const int64_t begin = groups[g].begin;
-      finish_panels(call.layer, call.pixels, groups[g].first + begin, call.rows - begin, panel, panels,
-                    sums[g][0][begin], kTileRows * kLanes);
+      finish_panels(call.layer, call.pixels, groups[g].first + begin, groups[g].count, panel, panels, sums[g][0][begin],
+                    kTileRows * kLanes);
     }
   }
 };
@@ -143,8 +188,8 @@ void amx_block(const AmxCall& call, const PixelGroup* groups, int64_t panel, Amx
 
 void conv_amx(const ConvLayer& layer, const ConvPixels& pixels, int64_t panel_begin, int64_t panel_end) {
   if (pixels.count == 0) return;
-  const int64_t count = (pixels.count + kTileRows - 1) / kTileRows;
-  const AmxCall call(layer, pixels, count);
+  const AmxCall call(layer, pixels);
+  const int64_t count = call.count;
   const TileConfig config(call.rows, layer.chunk);
   _tile_loadconfig(&config);
   AmxSums sums[2];

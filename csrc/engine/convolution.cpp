@@ -11,6 +11,8 @@ namespace {
 
 // Pixels whose addresses are worked out at once; all panels of weights then pass over them while they are in the cache.
 constexpr int64_t kBlock = 144;
+// So many where they come in whole rows of a map.
+constexpr int64_t kRowBlock = kMostPixels;
 
 // A convolution as an implicit matrix product. The kernel's rows are runs of contiguous bytes, because a value has its
 // padding around it; with groups or a horizontal dilation every tap is a run of its own.
@@ -37,7 +39,7 @@ class Convolution : public Step {
 
   int64_t scratch_bytes() const override {
     constexpr int64_t kGroup = 16;
-    return (kBlock + kGroup - 1) / kGroup * static_cast<int64_t>(offsets_.size()) * chunks_ * 1024;
+    return (kMostPixels + kGroup - 1) / kGroup * static_cast<int64_t>(offsets_.size()) * chunks_ * 1024;
   }
 
   void prepare(const std::vector<Value>& values) override {
@@ -84,19 +86,28 @@ class Convolution : public Step {
     }
   }
 
+  // Kernels that like pixels in groups like them at equal distances. A map with a halo has them so in its rows only.
+  bool takes_rows(const Kernels& kernels, int64_t width, int64_t row_stride, int64_t x_step) const {
+    constexpr int64_t kLeastWidth = 10;
+    return kernels.group_pixels > 1 && kLeastWidth <= width && width <= kRowBlock &&
+           spec_.stride_height * row_stride != width * x_step;
+  }
+
   // Output pixels [begin, end) counted over the batch, panels [panel_begin, panel_end) counted over the groups.
   void part(const Frame& frame, int64_t begin, int64_t end, int64_t panel_begin, int64_t panel_end) const {
     const Shape& shape = frame.values[spec_.y].shape;
     const Buffer& from = frame.buffers[spec_.x];
     const Buffer& to = frame.buffers[spec_.y];
     const Buffer* residual = spec_.residual >= 0 ? &frame.buffers[spec_.residual] : nullptr;
-    const uint8_t* x[kBlock];
-    void* y[kBlock];
-    const uint8_t* r[kBlock];
+    const uint8_t* x[kMostPixels];
+    void* y[kMostPixels];
+    const uint8_t* r[kMostPixels];
     const int64_t x_step = spec_.stride_width * from.pixel_stride;
-    const int64_t group = frame.kernels.group_pixels;
+    const bool by_rows = takes_rows(frame.kernels, shape.width, from.row_stride, x_step);
+    const int64_t group = by_rows ? shape.width : frame.kernels.group_pixels;
+    const int64_t most = (by_rows ? kRowBlock : kBlock) / group;
     const int64_t groups = (end - begin + group - 1) / group;
-    const int64_t blocks = (groups + kBlock / group - 1) / (kBlock / group);
+    const int64_t blocks = (groups + most - 1) / most;
     const auto block_begin = [&](int64_t b) { return std::min(groups * b / blocks * group, end - begin); };
     int64_t column = begin % shape.width;
     int64_t row = begin / shape.width % shape.height;
@@ -128,9 +139,9 @@ class Convolution : public Step {
   }
 
   void block(const Frame& frame, ConvPixels pixels, int64_t panel_begin, int64_t panel_end) const {
-    const uint8_t* x[kBlock];
-    void* y[kBlock];
-    const uint8_t* r[kBlock];
+    const uint8_t* x[kMostPixels];
+    void* y[kMostPixels];
+    const uint8_t* r[kMostPixels];
     const int64_t outputs = spec_.outputs / spec_.groups;
     for (int64_t group = panel_begin / panels_; group * panels_ < panel_end; ++group) {
       ConvPixels shifted = pixels;
