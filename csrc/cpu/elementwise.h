@@ -66,7 +66,8 @@ void lookup(const uint8_t* table, const uint8_t* x, uint8_t* y, int64_t count) {
 
 // Codes of floats: a division takes as long as sixteen multiplications. A quotient is within 2^-13 of the product with the
 // reciprocal where both are within 256 of 0, as clamping makes them; so only a product that close to the middle of two
-// whole numbers has to be divided again. A NaN becomes the zero point, whatever the clamp bounds are.
+// whole numbers has to be divided again. Scales are normal numbers, so a reciprocal is finite; that of one beyond 2^126
+// has fewer bits, but no quotient is then beyond 4. A NaN becomes the zero point, whatever the clamp bounds are.
 struct Quantise {
   Lanes::Floats scale, reciprocal, low, high, sure;
   Lanes::Ints zero;
@@ -76,8 +77,7 @@ struct Quantise {
         reciprocal(Lanes::set_float(1.0f / layer.scale)),
         low(Lanes::set_float(layer.low_less_zero)),
         high(Lanes::set_float(layer.high_less_zero)),
-        // Never sure of a scale whose reciprocal may not be a normal number.
-        sure(Lanes::set_float(layer.scale > 0x1p-100f && layer.scale < 0x1p100f ? 0.5f - 0x1p-12f : -1.0f)),
+        sure(Lanes::set_float(0.5f - 0x1p-12f)),
         zero(Lanes::set_int(layer.zero)) {}
 
   Lanes::Ints operator()(const Lanes::Floats& x) const {

@@ -30,8 +30,8 @@ __attribute__((noinline)) void finish_pair(const ConvLayer& layer, const ConvPix
 
 // Codes of one whole panel that is all there is: pixels side by side are like two panels of one pixel.
 template <bool kResidual, bool kSaturate>
-__attribute__((noinline)) void finish_alone(const ConvLayer& layer, const ConvPixels& pixels, int64_t first, int64_t count,
-                                            const int32_t* acc) {
+__attribute__((noinline)) void finish_alone(const ConvLayer& layer, const ConvPixels& pixels, int64_t first,
+                                            int64_t count, const int32_t* acc) {
   const Affine affine(layer.epilogue, 0);
   const Requantise requantise(layer.epilogue);
   uint8_t* const* y = reinterpret_cast<uint8_t* const*>(pixels.y) + first;
@@ -43,7 +43,7 @@ __attribute__((noinline)) void finish_alone(const ConvLayer& layer, const ConvPi
   int64_t r = 0;
   for (; r + 4 <= count && y[r + 1] - y[r] == kLanes && y[r + 3] - y[r + 2] == kLanes; r += 4) {
     const Lanes::Floats four[4] = {result(r), result(r + 1), result(r + 2), result(r + 3)};
-    requantise.template store_pair<kSaturate>(four, y[r], y[r + 2]);
+    Lanes::store_pair<kSaturate>(y[r], y[r + 2], four, requantise.low, requantise.high, requantise.zero);
   }
   for (; r < count; ++r) requantise.store(result(r), y[r], kLanes);
 }

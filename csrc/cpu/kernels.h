@@ -38,9 +38,10 @@ struct ConvLayer {
   Epilogue epilogue;
 };
 
+// Output pixels of one call, at most.
 constexpr int64_t kMostPixels = 224;
 
-// The output pixels of one call, at most kMostPixels. `y` points to uint8 codes, or with `to_float` to floats; `residual` may be null.
+// The output pixels of one call. `y` points to uint8 codes, or with `to_float` to floats; `residual` may be null.
 struct ConvPixels {
   const uint8_t* const* x;
   void* const* y;

@@ -16,8 +16,8 @@ from tests.runtime.random_program import Writer
 
 pytestmark = pytest.mark.skipif(missing("cpu") is not None, reason=str(missing("cpu")))
 ISAS = extension().available_isas() if extension() is not None else []
-# 2^-120 and 2^110: reciprocals that are not normal numbers, or whose products are not.
-SCALES = (0.1, 0.0173, 1 / 3, 2.0**-120, 2.0**110)
+# The least scale that there is, and ones whose quotients are soon beyond all floats, or whose reciprocal loses bits.
+SCALES = (0.1, 0.0173, 1 / 3, 2.0**-126, 1e36, 3e38)
 
 
 def near_the_middle(scale: float, zero: int) -> Tensor:
@@ -51,7 +51,7 @@ def test_floats_near_the_middle_of_two_codes(isa: str, channels: int, scale: flo
         program = quantizing(channels, x.shape[1] // 37, 37, scale, zero)
         x = x.reshape(1, channels, -1, 37)
         want = ReferenceExecutor(program)(x)[0]
-        assert len(want.unique()) > 250
+        assert len(want.unique()) > (250 if scale < 1e38 else 2)
         assert torch.equal(CpuExecutor(program, 1, isa)(x)[0], want)
 
 
