@@ -62,7 +62,9 @@ def test_images_of_three_planes_inside_a_halo(isa: str, width: int) -> None:
     image = writer.quantize(writer.float_input(3, 5, width))
     y = writer.conv(image, 7, (3, 3), (1, 1), (1, 1, 1, 1))
     program, inputs = writer.program(y, image), writer.batch(3)
-    for got, want in zip(CpuExecutor(program, 2, isa)(*inputs), ReferenceExecutor(program)(*inputs), strict=True):
+    for got, want in zip(
+        CpuExecutor(program, 2, isa)(*inputs), ReferenceExecutor(program)(*inputs), strict=True
+    ):
         assert torch.equal(got, want)
 
 
