@@ -8,10 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #ifdef __x86_64__
 #include <immintrin.h>
 #include <sys/syscall.h>
-#include <unistd.h>
 #endif
 
 enum { VNNI512, VNNI256, AMX, MADD, FMA512, FMA256, READ, COPY, COPY_STREAM };
@@ -205,6 +205,17 @@ static double work_of(const Job* job) {
     case READ: return (double)job->bytes;
   }
   return 2.0 * job->bytes;
+}
+
+// Bytes of the first, second or third cache of data; 0 or less where the system does not say.
+long limit_cache(int level) {
+#ifdef _SC_LEVEL1_DCACHE_SIZE
+  const int names[] = {_SC_LEVEL1_DCACHE_SIZE, _SC_LEVEL2_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE};
+  return sysconf(names[level - 1]);
+#else
+  (void)level;
+  return 0;
+#endif
 }
 
 // Memory on huge pages where the system gives them, every page written once; NULL if there is not so much.

@@ -114,11 +114,12 @@ def rows(threads: Sequence[int], quick: bool, peers: bool) -> Iterator[Row]:
 
 def caches() -> tuple[int, int, int]:
     """Bytes of the first, second and last cache; usual ones where the system does not say."""
-    names = ("SC_LEVEL1_DCACHE_SIZE", "SC_LEVEL2_CACHE_SIZE", "SC_LEVEL3_CACHE_SIZE")
-    found = [os.sysconf(name) if name in os.sysconf_names else 0 for name in names]
-    return tuple(
+    library = _library()
+    found = [0, 0, 0] if library is None else [library.limit_cache(level) for level in (1, 2, 3)]
+    first, second, last = (
         max(size, 0) or usual for size, usual in zip(found, (32 << 10, 1 << 20, 32 << 20), strict=True)
-    )  # type: ignore[return-value]
+    )
+    return first, second, last
 
 
 @cache
@@ -152,6 +153,7 @@ def _library() -> ctypes.CDLL | None:
         fresh.replace(made)
     library = ctypes.CDLL(str(made))
     library.limit_memory.restype, library.limit_memory.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    library.limit_cache.restype, library.limit_cache.argtypes = ctypes.c_long, [ctypes.c_int]
     library.limit_run.restype = ctypes.c_double
     library.limit_run.argtypes = [
         ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t,

@@ -96,8 +96,8 @@ void gemm_w4_unpacked(const GemmW4& w4, const RowCodes& rows, const Codes& packe
   }
 }
 
-// Rows of y lie far apart, each on pages of its own: so many times kTilePanels panels are written at once, or else 128
-// rows write 128 bytes each and miss the translation buffer every time, which took a third of the time of AMX.
+// Rows of y lie far apart, each on pages of its own, so that 128 bytes to each of 128 rows are slow to write: so many times
+// kTilePanels panels are written at once.
 constexpr int64_t kWrittenAtOnce = 8;
 
 template <class Unpacked, int kBits>

@@ -11,7 +11,7 @@ namespace {
 constexpr int kTilePanels = LowBit::kTilePanels;
 constexpr int64_t kScaleBytes = kPanel * sizeof(float);
 // Far enough for memory, near enough not to be evicted; measured.
-constexpr int64_t kPrefetch = 3072;
+constexpr int64_t kPrefetch = 1024;
 constexpr int64_t kTileFloats = kTilePanels * kPanel;  // totals of a row
 
 // Codes and scales of kTilePanels panels, packed or unpacked, and the part of K that they are: groups

@@ -1,6 +1,8 @@
 """Limits of the machine: the loops do the work they count, and no rate is out of proportion to another."""
 
 import ctypes
+import shutil
+import subprocess
 from itertools import pairwise
 
 import pytest
@@ -54,6 +56,16 @@ def test_rates_are_in_proportion():
         # Half as many lanes doing twice as much, and an addition of its own: between half and twice the float32 peak.
         assert 0.7 < rate["madd"] / rate["fma256"] < 2.8
     assert rate["l1"] > 2 * rate["memory"]
+
+
+def test_the_caches_are_those_that_the_system_names():
+    """By the C library's own command; where it names none, usual sizes stand in."""
+    if shutil.which("getconf") is None:
+        pytest.skip("no getconf here")
+    names = ("LEVEL1_DCACHE_SIZE", "LEVEL2_CACHE_SIZE", "LEVEL3_CACHE_SIZE")
+    for size, name in zip(caches(), names, strict=True):
+        said = subprocess.run(["getconf", name], capture_output=True, text=True, check=False).stdout.strip()
+        assert size == int(said) if said.isdigit() and int(said) > 0 else size >= 32 << 10
 
 
 def test_what_the_machine_lacks_is_absent(monkeypatch):
