@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') setup.py pyproject.toml
 
 .PHONY: setup data demo test test-all mutants sanitize aarch64 check bench peers clean
 setup: $(VENV)/.ready
@@ -65,4 +65,4 @@ peers: setup
 	$(PY) -m pip install -q -r bench/peers.txt
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info pyquant/*.so
+	rm -rf $(VENV) build dist *.egg-info pyquant/*.so pyquant/*.fatbin

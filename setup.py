@@ -3,6 +3,8 @@
 A source's name says its instruction set: ``*_avx512.cpp`` or ``*_avx_vnni.cpp``, say, gets its own flags and is reached only after a
 run-time check, so one binary serves every x86-64, and on other machines those files compile to nothing. Without a working
 compiler the build goes on: the package then runs on the reference backend, and ``pyquant backends`` says so.
+
+With ``nvcc`` on PATH the CUDA kernels are built too, beside the C++, into ``pyquant_cuda.fatbin``; no GPU is needed for that.
 """
 
 import glob
@@ -39,6 +41,12 @@ X86_FLAGS = {
     "_avx_vnni.cpp": [*AVX2, "-mavxvnni"],
     "_avx2.cpp": AVX2,
 }
+# Machine code for each of these, and PTX of the oldest, which a driver can compile for whatever comes later. nvcc before 12.8
+# knows no Blackwell: an architecture that it refuses is left out. -fmad=false: multiply, then add.
+CUDA_ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
+CUDA_FLAGS = ["-std=c++17", "-O3", "-fmad=false"]
+CUDA_SOURCE = "csrc/cuda/pyquant_cuda.cu"
+FATBIN = "pyquant_cuda.fatbin"
 LIBRARY = "libpyquant.so"
 HEADER = "csrc/include/pyquant.h"
 # Its threads outlive every call, so it can never be unloaded.
@@ -52,6 +60,14 @@ LIBRARY_LINK = [
 
 class BuildExtension(build_ext):
     """Compiles the sources in parallel, each with the flags its name asks for, and links what both libraries share twice."""
+
+    user_options = [*build_ext.user_options, ("no-cuda", None, "leave the CUDA kernels out")]
+    boolean_options = [*build_ext.boolean_options, "no-cuda"]
+
+    def initialize_options(self):
+        """All that can be built is built, unless the command line says otherwise."""
+        super().initialize_options()
+        self.no_cuda = False
 
     def build_extensions(self):
         """Wrap the compiler's per-file step with per-file flags, then build as usual."""
@@ -84,7 +100,27 @@ class BuildExtension(build_ext):
 
         self.compiler._compile = submit
         self.compiler.link_shared_object = link_when_compiled
+        cuda = ThreadPoolExecutor(max_workers=1).submit(self._build_cuda)
         super().build_extensions()
+        cuda.result()
+
+    def _build_cuda(self):
+        """Compile the CUDA kernels; without nvcc there is no fatbin, and with a failure what nvcc said is all that is said."""
+        nvcc = shutil.which("nvcc")
+        target = Path(self.build_lib, "pyquant", FATBIN)
+        sources = [path for end in ("cu", "cuh") for path in glob.glob(f"csrc/cuda/*.{end}")]
+        newest = max(os.path.getmtime(path) for path in [*sources, "setup.py"])
+        if self.no_cuda or nvcc is None or (target.exists() and target.stat().st_mtime > newest and not self.force):
+            return
+        listed = subprocess.run([nvcc, "--list-gpu-code"], check=False, capture_output=True, text=True).stdout.split()
+        known = [number for number in CUDA_ARCHITECTURES if f"sm_{number}" in listed]
+        codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in known]
+        if "80" in known:
+            codes.append("-gencode=arch=compute_80,code=compute_80")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        command = [nvcc, *CUDA_FLAGS, "--threads", "0", "-fatbin", *codes, CUDA_SOURCE, "-o", str(target)]
+        if subprocess.run(command, check=False).returncode != 0:
+            target.unlink(missing_ok=True)
 
     def _compiles(self, text, *flags):
         with tempfile.TemporaryDirectory() as folder:
@@ -95,11 +131,12 @@ class BuildExtension(build_ext):
             return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
     def copy_extensions_to_source(self):
-        """For a checkout: the library goes where the extension goes."""
+        """For a checkout: the library and the CUDA kernels go where the extension goes."""
         super().copy_extensions_to_source()
-        library = Path(self.build_lib, "pyquant", LIBRARY)
-        if library.exists():
-            shutil.copy(library, Path("pyquant", LIBRARY))
+        for name in (LIBRARY, FATBIN):
+            built = Path(self.build_lib, "pyquant", name)
+            if built.exists():
+                shutil.copy(built, Path("pyquant", name))
 
 
 def release() -> str:

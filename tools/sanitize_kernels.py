@@ -26,7 +26,7 @@ def main() -> int:
     if INSIDE in os.environ:
         return _inside(sys.argv[1:])
     env = {**os.environ, "CFLAGS": FLAGS, "CXXFLAGS": FLAGS, "LDFLAGS": FLAGS}
-    where = ["--build-lib", str(FOLDER), "--build-temp", str(FOLDER / "objects")]
+    where = ["--no-cuda", "--build-lib", str(FOLDER), "--build-temp", str(FOLDER / "objects")]
     subprocess.run([sys.executable, "setup.py", "-q", "build_ext", *where], cwd=ROOT, env=env, check=True)
     libraries = [_library(name) for name in ("libasan.so", "libubsan.so")]
     env = {
