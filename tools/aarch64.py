@@ -68,7 +68,7 @@ def build(chain: Toolchain) -> Path:
         return library
     for stale in (FOLDER / "lib", FOLDER / "objects"):
         shutil.rmtree(stale, ignore_errors=True)
-    where = ["--build-lib", str(FOLDER / "lib"), "--build-temp", str(FOLDER / "objects")]
+    where = ["--no-cuda", "--build-lib", str(FOLDER / "lib"), "--build-temp", str(FOLDER / "objects")]
     subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", *where],
         cwd=ROOT,

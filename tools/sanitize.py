@@ -49,7 +49,7 @@ def build(sanitizer: str) -> Path:
     folder = ROOT / "build" / sanitizer
     flags = " ".join([*SANITIZERS[sanitizer], "-g1"])
     env = {**os.environ, "CFLAGS": flags, "CXXFLAGS": flags, "LDFLAGS": flags}
-    where = ["--build-lib", str(folder), "--build-temp", str(folder / "objects")]
+    where = ["--no-cuda", "--build-lib", str(folder), "--build-temp", str(folder / "objects")]
     _run([sys.executable, "setup.py", "-q", "build_ext", *where], env=env)
     return folder / "pyquant"
 

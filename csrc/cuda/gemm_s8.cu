@@ -5,61 +5,24 @@
 //
 // The tensor cores multiply unsigned by signed bytes, so x needs no shift. Large M is bound by the products: 64 x 64 results
 // a warp take 32 of them on 8 ldmatrix. Small M is bound by the bytes of w: then the tile is flat and w is read once.
-#include "gemm_tile.cuh"
+#include "integer_tile.cuh"
 
 namespace pyquant {
 
-// One slab is 64 bytes of K.
 template <class T>
 struct GemmS8 {
-  static constexpr int kSlab = 64;
-  using X = SlabCopy<T::kM, kSlab, T::kThreads>;
-  using W = SlabCopy<T::kN, kSlab, T::kThreads>;
+  IntegerTile<T, Bytes<false>> tile;
 
-  int acc[T::kMTiles][T::kNTiles][4];
-
-  // Sums the block's products. x: [m, k] uint8, w: [n, k] int8, rows aligned to 16 bytes.
+  // Sums the block's products. x: [m, k] uint8, w: [n, k] int8.
   DEVICE void run(const uint8_t* x, const int8_t* w, int m, int n, int k) {
-    X x_copy;
-    W w_copy;
-    x_copy.begin(x, m, k, static_cast<int>(blockIdx.x) * T::kM);
-    w_copy.begin(w, n, k, static_cast<int>(blockIdx.y) * T::kN);
-    LaneRows<kSlab> a_rows, b_rows;
-    a_rows.begin_a(T::warp_row());
-    b_rows.begin_b(T::warp_column());
-    clear(acc);
-    pipeline<T::kStages>(
-        (k + kSlab - 1) / kSlab, X::kSize + W::kSize,
-        [&](SharedAddress stage) {
-          x_copy.next(stage);
-          w_copy.next(stage + X::kSize);
-        },
-        [&](SharedAddress stage) {
-#pragma unroll
-          for (int step = 0; step < kSlab / 32; ++step) {
-            uint32_t a[T::kMTiles][4], b[T::kNTiles / 2][4];
-#pragma unroll
-            for (int i = 0; i < T::kMTiles; ++i) ldmatrix_x4(a[i], stage + a_rows.at[step] + i * 16 * kSlab);
-#pragma unroll
-            for (int j = 0; j < T::kNTiles / 2; ++j) {
-              ldmatrix_x4(b[j], stage + X::kSize + b_rows.at[step] + j * 16 * kSlab);
-            }
-#pragma unroll
-            for (int i = 0; i < T::kMTiles; ++i) {
-#pragma unroll
-              for (int j = 0; j < T::kNTiles; ++j) {
-                mma_s8<false>(acc[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
-              }
-            }
-          }
-        });
+    tile.run(x, w, m, n, k, k, [](const auto&, auto) {});
   }
 
   // float(acc + correction) * multiplier + bias of the pair at (row, column), column counted in y.
   template <class Visit>
   DEVICE void for_each_affine(const float* multiplier, const float* bias, const int* correction, int n, Visit visit) {
     const int first = static_cast<int>(blockIdx.y) * T::kN;
-    for_each_pair<T>(acc, [&](int row, int column, int d0, int d1) {
+    for_each_pair<T>(tile.acc, [&](int row, int column, int d0, int d1) {
       const int left = first + column < n ? first + column : n - 1;
       const int right = left + 1 < n ? left + 1 : n - 1;
       visit(row, column, affine(d0, correction[left], multiplier[left], bias[left]),
@@ -87,7 +50,7 @@ DEVICE void gemm_s8_codes(const uint8_t* x, const int8_t* w, const float* multip
   // Lanes hold pairs of bytes; by way of shared memory they become whole 16-byte stores. The rows' stride keeps the
   // stores of a warp's eight rows in different banks.
   constexpr int kStride = T::kN + 16, kChunks = T::kN / 16;
-  static_assert(T::kM * kStride <= T::kStages * (GemmS8<T>::X::kSize + GemmS8<T>::W::kSize), "the results fit");
+  static_assert(T::kM * kStride <= T::kStages * IntegerTile<T, Bytes<false>>::kStageBytes, "the results fit");
   cp_async_wait<0>();
   block_barrier();
   const SharedAddress shared = shared_memory();

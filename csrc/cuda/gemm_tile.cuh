@@ -44,19 +44,19 @@ class SlabCopy {
     row_ = static_cast<int>(threadIdx.x) / kChunks;
     to_ = swizzled<kBytes>(row_, chunk);
     left_ = row_bytes - chunk * 16;
+    from_ = static_cast<const uint8_t*>(matrix) + static_cast<int64_t>(first) * row_bytes + chunk * 16;
+    const int last = rows - 1 - first;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
-      const int row = first + row_ + i * kRowsAtOnce;
-      from_[i] = static_cast<const uint8_t*>(matrix) + static_cast<int64_t>(row < rows ? row : rows - 1) * row_bytes +
-                 chunk * 16;
+      const int row = row_ + i * kRowsAtOnce;
+      row_at_[i] = static_cast<uint32_t>(row < last ? row : last) * static_cast<uint32_t>(row_bytes);
     }
   }
 
   // Skips `slabs` slabs.
   DEVICE void skip(int slabs) {
     left_ -= slabs * kBytes;
-#pragma unroll
-    for (int i = 0; i < kCopies; ++i) from_[i] += static_cast<int64_t>(slabs) * kBytes;
+    from_ += static_cast<int64_t>(slabs) * kBytes;
   }
 
   // Begins to copy the next slab to `to`.
@@ -64,11 +64,11 @@ class SlabCopy {
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       if (kRows % kRowsAtOnce == 0 || row_ + i * kRowsAtOnce < kRows) {
-        cp_async_16(to + to_ + i * kRowsAtOnce * kBytes, from_[i], left_ > 0);
+        cp_async_16(to + to_ + i * kRowsAtOnce * kBytes, from_ + row_at_[i], left_ > 0);
       }
-      from_[i] += kBytes;
     }
     left_ -= kBytes;
+    from_ += kBytes;
   }
 
  private:
@@ -77,7 +77,8 @@ class SlabCopy {
   static constexpr int kCopies = (kRows + kRowsAtOnce - 1) / kRowsAtOnce;
   static_assert(kRowsAtOnce % 8 == 0, "rows that one thread copies share their swizzle");
 
-  const uint8_t* from_[kCopies];
+  const uint8_t* from_;       // this thread's chunk of the block's first row
+  uint32_t row_at_[kCopies];  // its rows, counted in bytes from there: half the registers of pointers
   int to_, row_, left_;
 };
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ALL = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+# Those with int4 tensor cores.
+INT4 = ("sm_80", "sm_86", "sm_89")
+ALL = (*INT4, "sm_90", "sm_100", "sm_120")
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class CudaKernel:
         tile: ``(M, N, K)`` of a block: rows and columns of the result, and input channels of one pipeline stage.
         stages: slabs of K in shared memory at a time.
         architectures: those whose code the fatbin has.
+        x_signed: whether activation codes are signed.
+        group_sizes: groups of K that it takes; None is a whole row.
     """
 
     entry: str
@@ -28,6 +32,8 @@ class CudaKernel:
     tile: tuple[int, int, int]
     stages: int
     architectures: tuple[str, ...] = ALL
+    x_signed: bool = False
+    group_sizes: tuple[int | None, ...] = (None,)
 
     def grid(self, m: int, n: int) -> tuple[int, int, int]:
         """Blocks for a result of ``[m, n]``: x counts row tiles, y column tiles."""
@@ -53,4 +59,43 @@ def _gemm_s8() -> list[CudaKernel]:
     ]
 
 
-KERNELS: tuple[CudaKernel, ...] = tuple(_gemm_s8())
+def _low_bit(op: str, tiles: tuple[tuple[str, tuple[int | None, ...], int, int, int, int], ...]) -> list[CudaKernel]:
+    """``tiles``: name of the grouping, group sizes, rows, columns, K, stages."""
+    narrow = op == "gemm_w4a4"
+    return [
+        CudaKernel(
+            f"{op}_{'signed' if x_signed else 'unsigned'}_{name}_{rows}x{columns}",
+            op,
+            128,
+            stages * (rows * 64 + columns * (64 if narrow else 32)),
+            (rows, columns, k),
+            stages,
+            INT4 if narrow else ALL,
+            x_signed,
+            sizes,
+        )
+        for x_signed in (True, False)
+        for name, sizes, rows, columns, k, stages in tiles
+    ]
+
+
+KERNELS: tuple[CudaKernel, ...] = (
+    *_gemm_s8(),
+    *_low_bit(
+        "gemm_w4a4",
+        (
+            ("row", (None,), 128, 128, 128, 3),
+            ("group", (64, 128), 64, 128, 128, 4),
+            ("group32", (32,), 64, 128, 128, 4),
+        ),
+    ),
+    *_low_bit(
+        "gemm_w4a8",
+        (
+            ("row", (None,), 128, 128, 64, 3),
+            ("row", (None,), 16, 128, 64, 4),
+            ("group", (32, 64, 128), 64, 128, 64, 4),
+            ("group", (32, 64, 128), 16, 128, 64, 4),
+        ),
+    ),
+)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from pyquant.errors import GridError, ShapeError
+from pyquant.ops.conv_s8 import INT32_MAX
+from pyquant.ops.pack import unpack
+
 CHUNK = 16
+# Columns of a group's scales and zero points are loaded in pairs of a tile of 8.
+COLUMNS = 8
 
 
 def aligned_rows(codes: Tensor) -> Tensor:
@@ -43,3 +51,114 @@ def wrapped(sums: Tensor) -> Tensor:
     """int64 sums modulo 2^32, as int32."""
     low = sums & 0xFFFFFFFF
     return torch.where(low >= 1 << 31, low - (1 << 32), low).to(torch.int32)
+
+
+@dataclass(frozen=True)
+class CudaWeights:
+    """4-bit weights as a CUDA kernel reads them, and what their codes mean.
+
+    Attributes:
+        codes: ``[N, bytes]`` uint8, whole 16-byte chunks; each kernel's layout is its packing function's.
+        scale: ``[G, ceil8(N)]`` float32.
+        zero: ``[G, ceil8(N)]`` int32, or None if all are 0.
+        sums: ``[G, ceil8(N)]`` int32, ``sum_k (w - zero)`` of each group, for activations with a zero point.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    sums: Tensor
+
+
+def weights_w4a4(
+    packed: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    length: int,
+    group_size: int | None,
+    signed: bool,
+    bits: int = 4,
+) -> CudaWeights:
+    """Weights for the gemm_w4a4 kernels: signed nibbles in order, two to a byte, low nibble first.
+
+    Args:
+        packed, scale, zero_point, group_size, signed, bits: as in :func:`pyquant.ops.gemm_w4.gemm_w4`.
+        length: ``K``.
+
+    Raises:
+        ShapeError: a group's sums could leave int32.
+    """
+    codes, zero = _centred(packed, zero_point, length, group_size, signed, bits)
+    filled = _filled(codes, zero, 2 * CHUNK)
+    nibbles = (filled & 15).to(torch.uint8)
+    return _weights(nibbles[:, 0::2] | nibbles[:, 1::2] << 4, codes, scale, zero, group_size, 15, 1)
+
+
+def weights_w4a8(
+    packed: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    length: int,
+    group_size: int | None,
+    signed: bool,
+    bits: int = 4,
+) -> CudaWeights:
+    """Weights for the gemm_w4a8 kernels: of each 32 codes, byte ``i`` holds code ``i`` low and code ``i + 16`` high.
+
+    The kernels multiply by 16 times the code, so scales come out divided by 16, zero points and sums times 16.
+
+    Args:
+        packed, scale, zero_point, group_size, signed, bits: as in :func:`pyquant.ops.gemm_w4.gemm_w4`.
+        length: ``K``.
+
+    Raises:
+        ShapeError: 16 times a group's sums could leave int32.
+        GridError: a scale is under 2^-122, so that a sixteenth of it is not exact.
+    """
+    if bool((scale < 2.0**-122).any()):
+        raise GridError("a scale is under 2^-122; the cuda backend divides scales by 16, which must be exact.")
+    codes, zero = _centred(packed, zero_point, length, group_size, signed, bits)
+    nibbles = (_filled(codes, zero, 32) & 15).to(torch.uint8).reshape(codes.shape[0], -1, 2, 16)
+    halves = (nibbles[:, :, 0] | nibbles[:, :, 1] << 4).reshape(codes.shape[0], -1)
+    return _weights(halves, codes, scale, zero, group_size, 255, 16)
+
+
+def _centred(
+    packed: Tensor, zero_point: Tensor | None, length: int, group_size: int | None, signed: bool, bits: int
+) -> tuple[Tensor, Tensor]:
+    """Codes as signed nibbles ``[N, K]``, and zero points ``[N, G]`` that go with them."""
+    codes = unpack(packed, bits, signed, length)
+    groups = length // (group_size or length)
+    zero = codes.new_zeros(codes.shape[0], groups) if zero_point is None else zero_point
+    return (codes, zero) if signed else (codes - 8, zero - 8)
+
+
+def _filled(codes: Tensor, zero: Tensor, multiple: int) -> Tensor:
+    """Rows of a multiple of codes; zero points fill them up, so that they add nothing whatever x has there."""
+    missing = -codes.shape[1] % multiple
+    if missing == 0:
+        return codes
+    return torch.cat([codes, zero[:, -1:].expand(-1, missing)], 1)
+
+
+def _weights(
+    laid: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, group_size: int | None, most_x: int, times: int
+) -> CudaWeights:
+    centred = codes.reshape(codes.shape[0], zero.shape[1], -1).to(torch.int64) - zero[:, :, None]
+    most = int(centred.abs().sum(2).max()) * most_x * times
+    if most > INT32_MAX:
+        raise ShapeError(
+            f"sums over {group_size or codes.shape[1]} codes can reach {most}, which int32 does not hold; "
+            "use groups, or another backend."
+        )
+    return CudaWeights(
+        laid.contiguous(),
+        _by_group(scale / times),
+        _by_group(zero * times) if bool(zero.any()) else None,
+        _by_group((centred.sum(2) * times).to(torch.int32)),
+    )
+
+
+def _by_group(grid: Tensor) -> Tensor:
+    """``[N, G]`` to ``[G, ceil8(N)]``."""
+    return torch.nn.functional.pad(grid.T, (0, -grid.shape[0] % COLUMNS)).contiguous()

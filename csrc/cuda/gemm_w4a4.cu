@@ -1,0 +1,31 @@
+// gemm_w4a4: 4-bit activations times 4-bit weights on int4 tensor cores (mma.m16n8k64.s4), to float32. sm_80 to sm_89 only:
+// what came later has no int4 tensor cores, and its assembler writes some 200 instructions for each of these.
+//
+// Codes go from memory to the tensor cores as they are stored. With one scale a row, the main loop is that of gemm_s8 at twice
+// the K. With groups, each group's sums become floats on the ordinary cores, three instructions a result: of the A100's
+// time that takes the larger part, so there the grouped kernels pay only where W4A8's do not fit.
+#include "scaled_codes.cuh"
+
+// The entries. Block (i, j) of the grid owns rows i kM.. and columns j kN.. of y.
+//   x: [m, row_bytes] bytes, two codes each, low nibble first; row_bytes a multiple of 16, so that zeros fill up the rows
+//   w: [n, row_bytes] bytes of signed codes; past the last code, zero points, which add nothing
+//   the grids: see pyquant::Grids; group_size: 64 or 128, or 32 in the kernels named so; ignored if the grid is one a row
+//   y: [m, n] float32; all pointers aligned to 16 bytes
+#define PYQUANT_GEMM_W4A4(name, is_signed, halves, grouped, ...)                                                      \
+  extern "C" __global__ void __launch_bounds__(pyquant::Tile<__VA_ARGS__>::kThreads) gemm_w4a4_##name(                \
+      const uint8_t* __restrict__ x, const uint8_t* __restrict__ w, const float* __restrict__ scale,                  \
+      const int* __restrict__ zero, const int* __restrict__ sums, const float* __restrict__ x_scale,                  \
+      const int* __restrict__ x_zero, float* __restrict__ y, int m, int n, int row_bytes, int groups,                 \
+      int group_size) {                                                                                               \
+    pyquant::ScaledCodes<pyquant::Tile<__VA_ARGS__>, pyquant::Nibbles<is_signed, halves>, grouped>().run(             \
+        x, w, {scale, zero, sums, x_scale, x_zero, groups}, y, m, n, row_bytes, row_bytes,                            \
+        halves ? 1 : group_size / 64);                                                                                \
+  }
+
+PYQUANT_GEMM_W4A4(signed_row_128x128, true, false, false, 2, 2, 4, 8, 3)
+PYQUANT_GEMM_W4A4(unsigned_row_128x128, false, false, false, 2, 2, 4, 8, 3)
+PYQUANT_GEMM_W4A4(signed_group_64x128, true, false, true, 1, 4, 4, 4, 4)
+PYQUANT_GEMM_W4A4(unsigned_group_64x128, false, false, true, 1, 4, 4, 4, 4)
+PYQUANT_GEMM_W4A4(signed_group32_64x128, true, true, true, 1, 4, 4, 4, 4)
+PYQUANT_GEMM_W4A4(unsigned_group32_64x128, false, true, true, 1, 4, 4, 4, 4)
+#undef PYQUANT_GEMM_W4A4
