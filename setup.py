@@ -16,6 +16,7 @@ import tempfile
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -61,8 +62,8 @@ LIBRARY_LINK = [
 class BuildExtension(build_ext):
     """Compiles the sources in parallel, each with the flags its name asks for, and links what both libraries share twice."""
 
-    user_options = [*build_ext.user_options, ("no-cuda", None, "leave the CUDA kernels out")]
-    boolean_options = [*build_ext.boolean_options, "no-cuda"]
+    user_options: ClassVar = [*build_ext.user_options, ("no-cuda", None, "leave the CUDA kernels out")]
+    boolean_options: ClassVar = [*build_ext.boolean_options, "no-cuda"]
 
     def initialize_options(self):
         """All that can be built is built, unless the command line says otherwise."""
@@ -110,9 +111,15 @@ class BuildExtension(build_ext):
         target = Path(self.build_lib, "pyquant", FATBIN)
         sources = [path for end in ("cu", "cuh") for path in glob.glob(f"csrc/cuda/*.{end}")]
         newest = max(os.path.getmtime(path) for path in [*sources, "setup.py"])
-        if self.no_cuda or nvcc is None or (target.exists() and target.stat().st_mtime > newest and not self.force):
+        if (
+            self.no_cuda
+            or nvcc is None
+            or (target.exists() and target.stat().st_mtime > newest and not self.force)
+        ):
             return
-        listed = subprocess.run([nvcc, "--list-gpu-code"], check=False, capture_output=True, text=True).stdout.split()
+        listed = subprocess.run(
+            [nvcc, "--list-gpu-code"], check=False, capture_output=True, text=True
+        ).stdout.split()
         known = [number for number in CUDA_ARCHITECTURES if f"sm_{number}" in listed]
         codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in known]
         if "80" in known:

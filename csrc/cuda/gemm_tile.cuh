@@ -38,25 +38,20 @@ class SlabCopy {
  public:
   static constexpr int kSize = kRows * kBytes;
 
-  // matrix: [rows, row_bytes] bytes, aligned to 16, row_bytes a multiple of 16; the slabs begin at row `first`.
-  DEVICE void begin(const void* matrix, int rows, int row_bytes, int first) {
+  // matrix: [rows, row_bytes] bytes, aligned to 16, row_bytes a multiple of 16. The slabs begin at row `first` and hold
+  // the bytes [begin, end) of each row.
+  DEVICE void open(const void* matrix, int rows, int row_bytes, int first, int begin, int end) {
     const int chunk = static_cast<int>(threadIdx.x) % kChunks;
     row_ = static_cast<int>(threadIdx.x) / kChunks;
     to_ = swizzled<kBytes>(row_, chunk);
-    left_ = row_bytes - chunk * 16;
-    from_ = static_cast<const uint8_t*>(matrix) + static_cast<int64_t>(first) * row_bytes + chunk * 16;
+    left_ = end - begin - chunk * 16;
+    from_ = static_cast<const uint8_t*>(matrix) + static_cast<int64_t>(first) * row_bytes + begin + chunk * 16;
     const int last = rows - 1 - first;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       const int row = row_ + i * kRowsAtOnce;
       row_at_[i] = static_cast<uint32_t>(row < last ? row : last) * static_cast<uint32_t>(row_bytes);
     }
-  }
-
-  // Skips `slabs` slabs.
-  DEVICE void skip(int slabs) {
-    left_ -= slabs * kBytes;
-    from_ += static_cast<int64_t>(slabs) * kBytes;
   }
 
   // Begins to copy the next slab to `to`.

@@ -125,6 +125,13 @@ DEVICE void mma_16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t 
   }
 }
 
+// (a & b) | c in one LOP3: left to itself, the compiler takes two where b and c are constants.
+DEVICE uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+
 // a * b + c on the two float16 (or bfloat16) of a register, one rounding each.
 template <bool kBf16>
 DEVICE uint32_t fma_pair(uint32_t a, uint32_t b, uint32_t c) {

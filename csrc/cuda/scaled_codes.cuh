@@ -29,8 +29,6 @@ class ScaledCodes {
                   int w_row_bytes, int parts) {
     grids_ = grids;
     columns_ = (n + 7) / 8 * 8;
-    row_ = static_cast<int>(blockIdx.x) * T::kM;
-    column_ = static_cast<int>(blockIdx.y) * T::kN;
     rows_ = m;
     clear_row_sums();
     if constexpr (kGrouped) {
@@ -55,7 +53,7 @@ class ScaledCodes {
     } else {
       if (is_centred()) centre(0);
       for_each_pair<T>(tile_.acc, [&](int row, int column, int d0, int d1) {
-        const float2 scale = *reinterpret_cast<const float2*>(grids_.scale + clamped(column_ + column));
+        const float2 scale = *reinterpret_cast<const float2*>(grids_.scale + clamped(first_column() + column));
         store(y, n, row, column, scaled(0.0f, d0, scale.x), scaled(0.0f, d1, scale.y));
       });
     }
@@ -66,25 +64,27 @@ class ScaledCodes {
     return __fadd_rn(total, __fmul_rn(__int2float_rn(sum), scale));
   }
 
+  static DEVICE int first_row() { return static_cast<int>(blockIdx.x) * T::kM; }
+  static DEVICE int first_column() { return static_cast<int>(blockIdx.y) * T::kN; }
   DEVICE bool is_centred() const { return grids_.zero != nullptr || grids_.x_zero != nullptr; }
   // The column of a pair that may be loaded: what is past the last one is never stored.
   DEVICE int clamped(int column) const { return column < columns_ ? column : columns_ - 2; }
-  DEVICE int first_column(int j) const {
-    return clamped(column_ + T::warp_column() + 8 * j + static_cast<int>(threadIdx.x) % 4 * 2);
+  DEVICE int pair_column(int j) const {
+    return clamped(first_column() + T::warp_column() + 8 * j + static_cast<int>(threadIdx.x) % 4 * 2);
   }
 
   DEVICE void store(float* y, int n, int row, int column, float v0, float v1) const {
-    row += row_;
+    row += first_row();
     if (row >= rows_) return;
     const float scale = grids_.x_scale[row];
-    store_pair(y, rows_, n, row, column_ + column, __fmul_rn(v0, scale), __fmul_rn(v1, scale));
+    store_pair(y, rows_, n, row, first_column() + column, __fmul_rn(v0, scale), __fmul_rn(v1, scale));
   }
 
   // The scales of a group, a pair of columns for each tile; loaded a group ahead of their use.
   DEVICE void load_scales(int group) {
     const float* from = grids_.scale + static_cast<int64_t>(group) * columns_;
 #pragma unroll
-    for (int j = 0; j < T::kNTiles; ++j) scale_[j] = *reinterpret_cast<const float2*>(from + first_column(j));
+    for (int j = 0; j < T::kNTiles; ++j) scale_[j] = *reinterpret_cast<const float2*>(from + pair_column(j));
   }
 
   DEVICE void clear_row_sums() {
@@ -103,7 +103,7 @@ class ScaledCodes {
   DEVICE void centre(int group) {
 #pragma unroll
     for (int j = 0; j < T::kNTiles; ++j) {
-      const int64_t at = static_cast<int64_t>(group) * columns_ + first_column(j);
+      const int64_t at = static_cast<int64_t>(group) * columns_ + pair_column(j);
       int2 zero = {0, 0}, sums = {0, 0};
       if (grids_.zero != nullptr) zero = *reinterpret_cast<const int2*>(grids_.zero + at);
       if (grids_.x_zero != nullptr) sums = *reinterpret_cast<const int2*>(grids_.sums + at);
@@ -111,7 +111,7 @@ class ScaledCodes {
       for (int i = 0; i < T::kMTiles; ++i) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const int row = row_ + T::warp_row() + 16 * i + half * 8 + static_cast<int>(threadIdx.x) % 32 / 4;
+          const int row = first_row() + T::warp_row() + 16 * i + half * 8 + static_cast<int>(threadIdx.x) % 32 / 4;
           const int x_zero = grids_.x_zero != nullptr && row < rows_ ? grids_.x_zero[row] : 0;
           const int row_sum = row_sums_[i][2 * half];
           subtract(tile_.acc[i][j][2 * half], zero.x, row_sum, x_zero, sums.x);
@@ -147,7 +147,7 @@ class ScaledCodes {
   float2 scale_[T::kNTiles];
   int row_sums_[T::kMTiles][4];
   Grids grids_;
-  int columns_, row_, column_, rows_;
+  int columns_, rows_;
 };
 
 }  // namespace pyquant

@@ -59,7 +59,9 @@ def _gemm_s8() -> list[CudaKernel]:
     ]
 
 
-def _low_bit(op: str, tiles: tuple[tuple[str, tuple[int | None, ...], int, int, int, int], ...]) -> list[CudaKernel]:
+def _low_bit(
+    op: str, tiles: tuple[tuple[str, tuple[int | None, ...], int, int, int, int], ...]
+) -> list[CudaKernel]:
     """``tiles``: name of the grouping, group sizes, rows, columns, K, stages."""
     narrow = op == "gemm_w4a4"
     return [
@@ -77,6 +79,36 @@ def _low_bit(op: str, tiles: tuple[tuple[str, tuple[int | None, ...], int, int, 
         for x_signed in (True, False)
         for name, sizes, rows, columns, k, stages in tiles
     ]
+
+
+def _w4a16() -> list[CudaKernel]:
+    """Each of ``[m, n, splits]`` blocks; more than one split needs the ``sum`` kernel behind it, a thread a result."""
+    return [
+        *(
+            CudaKernel(
+                f"gemm_w4a16_{dtype}_{rows}x128",
+                "gemm_w4a16",
+                128,
+                4 * (rows * 128 + 4096),
+                (rows, 128, 64),
+                4,
+                group_sizes=(None, 32, 64, 128),
+            )
+            for dtype in ("f16", "bf16")
+            for rows in (16, 64)
+        ),
+        *(
+            CudaKernel(f"gemm_w4a16_sum_{dtype}", "gemm_w4a16_sum", 256, 0, (256, 1, 1), 1)
+            for dtype in ("f16", "bf16")
+        ),
+    ]
+
+
+def w4a16_splits(kernel: CudaKernel, m: int, n: int, k: int, multiprocessors: int) -> int:
+    """Parts of K that give every multiprocessor two blocks, each with at least four slabs to read."""
+    rows, columns, _ = kernel.grid(m, n)
+    slabs = -(-k // kernel.tile[2])
+    return max(1, min(2 * multiprocessors // (rows * columns), slabs // kernel.stages))
 
 
 KERNELS: tuple[CudaKernel, ...] = (
@@ -98,4 +130,5 @@ KERNELS: tuple[CudaKernel, ...] = (
             ("group", (32, 64, 128), 16, 128, 64, 4),
         ),
     ),
+    *_w4a16(),
 )

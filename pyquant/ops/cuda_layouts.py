@@ -12,6 +12,8 @@ from pyquant.ops.conv_s8 import INT32_MAX
 from pyquant.ops.pack import unpack
 
 CHUNK = 16
+# Of a block of the gemm_w4a16 kernels: columns, and input channels a pipeline stage.
+W4A16_COLUMNS, W4A16_DEPTH = 128, 64
 # Columns of a group's scales and zero points are loaded in pairs of a tile of 8.
 COLUMNS = 8
 
@@ -61,13 +63,14 @@ class CudaWeights:
         codes: ``[N, bytes]`` uint8, whole 16-byte chunks; each kernel's layout is its packing function's.
         scale: ``[G, ceil8(N)]`` float32.
         zero: ``[G, ceil8(N)]`` int32, or None if all are 0.
-        sums: ``[G, ceil8(N)]`` int32, ``sum_k (w - zero)`` of each group, for activations with a zero point.
+        sums: ``[G, ceil8(N)]`` int32, ``sum_k (w - zero)`` of each group, for activations with a zero point;
+            None where activations are floats.
     """
 
     codes: Tensor
     scale: Tensor
     zero: Tensor | None
-    sums: Tensor
+    sums: Tensor | None
 
 
 def weights_w4a4(
@@ -116,11 +119,48 @@ def weights_w4a8(
         GridError: a scale is under 2^-122, so that a sixteenth of it is not exact.
     """
     if bool((scale < 2.0**-122).any()):
-        raise GridError("a scale is under 2^-122; the cuda backend divides scales by 16, which must be exact.")
+        raise GridError(
+            "a scale is under 2^-122; the cuda backend divides scales by 16, which must be exact."
+        )
     codes, zero = _centred(packed, zero_point, length, group_size, signed, bits)
     nibbles = (_filled(codes, zero, 32) & 15).to(torch.uint8).reshape(codes.shape[0], -1, 2, 16)
     halves = (nibbles[:, :, 0] | nibbles[:, :, 1] << 4).reshape(codes.shape[0], -1)
     return _weights(halves, codes, scale, zero, group_size, 255, 16)
+
+
+def weights_w4a16(
+    packed: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    length: int,
+    group_size: int | None,
+    signed: bool,
+    bits: int = 4,
+) -> CudaWeights:
+    """Weights for the gemm_w4a16 kernels: unsigned nibbles in the order of the tensor cores' fragments.
+
+    The order is ``[ceil64(K) / 64, ceil128(N) / 16, 32 lanes, 4 steps]`` words; lane ``4 g + t``'s word of a step holds, in
+    nibble ``i + 4 e``, the code at ``k = 2 t + e + 8 (i % 2)`` of the step's 16 and ``n = g + 8 (i / 2)`` of the 16 columns.
+    The arrays of the grid have ``ceil128(N)`` columns; zero points are uint8 codes 0..15, None if all are 8.
+
+    Args:
+        packed, scale, zero_point, group_size, signed, bits: as in :func:`pyquant.ops.gemm_w4.gemm_w4`.
+        length: ``K``.
+    """
+    codes, zero = _centred(packed, zero_point, length, group_size, signed, bits)
+    more = -codes.shape[0] % W4A16_COLUMNS
+    filled = torch.nn.functional.pad(_filled(codes, zero, W4A16_DEPTH) + 8, (0, 0, 0, more))
+    # n is [block, tile, g] and k is [slab, step, half, t, e]; nibble 4 e + 2 tile + half of a word.
+    split = filled.reshape(-1, 2, 8, filled.shape[1] // W4A16_DEPTH, 4, 2, 4, 2)
+    nibbles = split.permute(3, 0, 2, 6, 4, 7, 1, 5).reshape(-1, 2).to(torch.uint8)
+    laid = (nibbles[:, 0] | nibbles[:, 1] << 4).reshape(filled.shape[1] // W4A16_DEPTH, -1)
+    zero = torch.nn.functional.pad((zero + 8).T, (0, more), value=8).to(torch.uint8)
+    return CudaWeights(
+        laid,
+        torch.nn.functional.pad(scale.T, (0, more)).contiguous(),
+        zero.contiguous() if bool((zero != 8).any()) else None,
+        None,
+    )
 
 
 def _centred(

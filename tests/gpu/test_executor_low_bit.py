@@ -99,7 +99,9 @@ def test_extremes(executor, kernel, group_size):
 def test_weights_that_a_kernel_cannot_take_are_refused():
     packed = pack(torch.full((1, 70000), -8), 4)
     one = torch.ones(1, 1)
-    with pytest.raises(ShapeError, match="sums over 70000 codes can reach 2284800000, which int32 does not hold"):
+    with pytest.raises(
+        ShapeError, match="sums over 70000 codes can reach 2284800000, which int32 does not hold"
+    ):
         weights_w4a8(packed, one, None, 70000, None, True)
     assert weights_w4a4(packed, one, None, 70000, None, True).zero is None
     with pytest.raises(GridError, match="under 2\\^-122"):

@@ -15,11 +15,20 @@ ROOT = Path(__file__).resolve().parents[2]
 NVCC = shutil.which("nvcc")
 SOURCE = ROOT / "csrc/cuda/pyquant_cuda.cu"
 # What a block may have in all of a device's shared memory, in bytes: CUDA C++ Programming Guide, "Compute Capabilities".
-SHARED_LIMIT = {"sm_80": 166912, "sm_86": 101376, "sm_89": 101376, "sm_90": 232448, "sm_100": 232448, "sm_120": 101376}
+SHARED_LIMIT = {
+    "sm_80": 166912,
+    "sm_86": 101376,
+    "sm_89": 101376,
+    "sm_90": 232448,
+    "sm_100": 232448,
+    "sm_120": 101376,
+}
 
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH, so the CUDA kernels are not built here")
-@pytest.mark.parametrize("architecture", ["sm_80", *(pytest.param(a, marks=pytest.mark.slow) for a in ALL[1:])])
+@pytest.mark.parametrize(
+    "architecture", ["sm_80", *(pytest.param(a, marks=pytest.mark.slow) for a in ALL[1:])]
+)
 def test_nvcc_compiles_every_configuration_without_spills(architecture, tmp_path):
     command = [
         str(NVCC), "-std=c++17", "-O3", "-fmad=false", f"-arch={architecture}", "-cubin", "-Xptxas", "-v,-warn-spills",

@@ -44,7 +44,7 @@ class Executor:
         driver = (HERE / "driver.cpp").read_text(encoding="utf-8").replace("../../../csrc", str(csrc))
         (folder / "driver.cpp").write_text(driver, encoding="utf-8")
         command = [
-            str(COMPILER), "-std=c++17", "-O2", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra",
+            str(COMPILER), "-std=c++17", "-O1", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra",
             "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC", f"-I{folder}", f"-I{HERE}", f"-I{csrc}", *flags,
             str(folder / "driver.cpp"), "-o", str(library),
         ]  # fmt: skip

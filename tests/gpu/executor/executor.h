@@ -198,6 +198,8 @@ DEVICE uint16_t narrow(float v) {
   return bits.bits;
 }
 
+DEVICE uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) { return (a & b) | c; }
+
 template <bool kBf16>
 DEVICE uint32_t fma_pair(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t pair = 0;
