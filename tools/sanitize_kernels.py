@@ -1,7 +1,8 @@
 """Runs the kernels' tests on an extension built under AddressSanitizer and UndefinedBehaviorSanitizer: a part of ``make sanitize``.
 
 The extension goes to ``build/kernels``, never over the ordinary one, and every instruction set of this machine is forced in turn
-by the tests themselves. Their slow walks over all shapes between guard pages run too. More arguments go to pytest.
+by the tests themselves. Their slow walks over all shapes between guard pages run too, and the CUDA kernels' own source on this
+CPU. More arguments go to pytest.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "kernels"
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1"
-TESTS = ["tests/ops", "tests/runtime/test_execute_cpu.py", "tests/runtime/test_net.py"]
+TESTS = [
+    "tests/ops",
+    "tests/gpu/test_executor_gemm_s8.py",
+    "tests/gpu/test_executor_low_bit.py",
+    "tests/gpu/test_executor_w4a16.py",
+    "tests/runtime/test_execute_cpu.py",
+    "tests/runtime/test_net.py",
+]
 # These are about torch's tracing, not about a kernel, and take minutes under a sanitizer.
 LEFT_OUT = "not opcheck and not traces_without_a_break"
 INSIDE = "PQ_SANITIZED"

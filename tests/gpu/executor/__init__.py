@@ -20,7 +20,8 @@ HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[2] / "csrc"
 COMPILER = shutil.which("c++")
 KERNEL = {kernel.entry: kernel for kernel in KERNELS}
-# Stacks are the fibers' own, which a sanitizer does not know; what it watches is the tensors and the shared memory.
+# For a process that the sanitizers' libraries were loaded into first. Stacks are the fibers' own, which they do not know;
+# what they watch is the tensors and the shared memory.
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "--param", "asan-stack=0", "-g1"]
 
 
@@ -33,20 +34,23 @@ class Executor:
 
     Args:
         folder: where to build.
+        source: the file of ``csrc/cuda`` to build, all kernels or one operator's.
         csrc: the sources, ``csrc`` of this project or a changed copy.
         flags: more compiler flags.
     """
 
-    def __init__(self, folder: Path, csrc: Path = CSRC, flags: Sequence[str] = ()) -> None:
-        entries = "".join(f"PQ_ENTRY({kernel.entry})\n" for kernel in KERNELS)
-        (folder / "entries.inc").write_text(entries, encoding="utf-8")
+    def __init__(
+        self, folder: Path, source: str = "pyquant_cuda.cu", csrc: Path = CSRC, flags: Sequence[str] = ()
+    ) -> None:
+        own = source.removesuffix(".cu") + "_"
+        entries = [k.entry for k in KERNELS if source == "pyquant_cuda.cu" or k.entry.startswith(own)]
+        text = "".join(f"PQ_ENTRY({entry})\n" for entry in entries)
+        (folder / "entries.inc").write_text(text, encoding="utf-8")
         library = folder / "libexecutor.so"
-        driver = (HERE / "driver.cpp").read_text(encoding="utf-8").replace("../../../csrc", str(csrc))
-        (folder / "driver.cpp").write_text(driver, encoding="utf-8")
         command = [
             str(COMPILER), "-std=c++17", "-O1", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra",
             "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC", f"-I{folder}", f"-I{HERE}", f"-I{csrc}", *flags,
-            str(folder / "driver.cpp"), "-o", str(library),
+            f'-DPQ_SOURCE="cuda/{source}"', str(HERE / "driver.cpp"), "-o", str(library),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -67,9 +71,11 @@ class Executor:
             for a in arguments
         ]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
+        sizes = [a.numel() * a.element_size() if isinstance(a, Tensor) else 0 for a in arguments]
         failure, conflict = ctypes.create_string_buffer(256), ctypes.c_int()
         failed = self._run(
-            entry.encode(), (ctypes.c_uint * 3)(*grid), kernel.block, kernel.shared_bytes, pointers, seed,
+            entry.encode(), (ctypes.c_uint * 3)(*grid), kernel.block, kernel.shared_bytes, pointers,
+            (ctypes.c_size_t * len(sizes))(*sizes), len(sizes), seed,
             failure, ctypes.byref(conflict),
         )  # fmt: skip
         self.worst_conflict = max(self.worst_conflict, conflict.value)
@@ -78,8 +84,7 @@ class Executor:
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """A copy whose data begins at a multiple of 16, as torch's do on a GPU."""
-    size = tensor.numel() * tensor.element_size()
-    memory = torch.empty(size + 16, dtype=torch.uint8)
-    first = -memory.data_ptr() % 16
-    return memory[first : first + size].view(tensor.dtype).reshape(tensor.shape).copy_(tensor)
+    """A copy of its own memory, which begins at a multiple of 16, as torch's does, and ends where the copy ends."""
+    copy = tensor.clone(memory_format=torch.contiguous_format)
+    assert copy.data_ptr() % 16 == 0
+    return copy

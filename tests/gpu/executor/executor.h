@@ -66,10 +66,13 @@ DEVICE void store_shared_2(SharedAddress to, uint32_t pair) {
 
 DEVICE void cp_async_16(SharedAddress to, const void* from, bool valid) {
   executor::check_shared(to, 16, "cp.async");
-  if (reinterpret_cast<uintptr_t>(from) % 16 != 0) executor::fail("cp.async: misaligned global address");
   executor::Copy copy{to, {}};
-  if (valid) std::memcpy(copy.bytes, from, 16);
+  if (valid) {
+    executor::check_global(static_cast<const uint8_t*>(from), 16, "cp.async");
+    std::memcpy(copy.bytes, from, 16);
+  }
   std::memset(to, executor::kGarbage, 16);
+  ++executor::under_way[(to - executor::shared_base) / 16];
   executor::current->open.push_back(copy);
 }
 
@@ -82,7 +85,10 @@ template <int N>
 DEVICE void cp_async_wait() {
   auto& groups = executor::current->groups;
   while (groups.size() > N) {
-    for (const executor::Copy& copy : groups.front()) std::memcpy(copy.to, copy.bytes, 16);
+    for (const executor::Copy& copy : groups.front()) {
+      std::memcpy(copy.to, copy.bytes, 16);
+      --executor::under_way[(copy.to - executor::shared_base) / 16];
+    }
     groups.erase(groups.begin());
   }
 }

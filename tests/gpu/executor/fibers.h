@@ -1,9 +1,9 @@
-// A GPU's blocks on one CPU thread: every CUDA thread is a fiber. instructions.h has what they can do together.
+// A GPU's blocks on one CPU thread: every CUDA thread is a fiber. executor.h has what they can do.
 //
 // It is as nasty as the ISA allows. Warps run in random order and a warp may run far ahead of the others, up to a barrier;
 // shared memory starts as garbage; an asynchronous copy turns its target into garbage at once and lands at the last legal
-// moment, its own thread's wait. A forgotten barrier or a wrong wait therefore shows as wrong results. Misaligned addresses,
-// shared addresses out of bounds, and threads that miss a barrier or a warp's instruction end the launch with a message.
+// moment, its own thread's wait. What ends a launch with a message: shared memory touched while a copy to it is under way,
+// misaligned addresses, copies and shared addresses out of bounds, threads that miss a barrier or a warp's instruction.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -13,6 +13,7 @@
 #include <cstring>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 struct Dim3 {
@@ -51,10 +52,12 @@ static Thread* current;
 static jmp_buf scheduler;
 static std::function<void()> kernel;
 static std::vector<uint8_t> shared;
+static std::vector<uint8_t> under_way;  // copies to each 16 bytes of shared memory
 static uint8_t* shared_base;
 static size_t shared_bytes;
 static std::string failure;
 static uint32_t random_state;
+static std::vector<std::pair<const uint8_t*, size_t>> tensors;  // the memory that the launch was given
 static int worst_conflict;  // shared-memory accesses of one phase that fell on the same banks, at most
 
 inline uint32_t random_below(uint32_t bound) {
@@ -124,6 +127,7 @@ inline void run_block() {
     thread.groups.clear();
   }
   std::fill(shared.begin(), shared.end(), kGarbage);
+  std::fill(under_way.begin(), under_way.end(), 0);
   const unsigned warps = threads.size() / kWarp;
   for (;;) {
     std::vector<unsigned> able;
@@ -176,6 +180,7 @@ inline std::string launch(Dim3 grid, unsigned block, size_t dynamic_shared, uint
   for (Thread& thread : threads) thread.stack.resize(kStack);
   shared_bytes = dynamic_shared;
   shared.assign(shared_bytes + 128, kGarbage);
+  under_way.assign(shared_bytes / 16 + 1, 0);
   shared_base = shared.data() + (128 - reinterpret_cast<uintptr_t>(shared.data()) % 128) % 128;
   for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z) {
     for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y) {
@@ -193,6 +198,15 @@ inline void check_shared(const uint8_t* address, size_t bytes, const char* what)
   if (address < shared_base || address + bytes > shared_base + shared_bytes) {
     fail(std::string(what) + ": shared address out of bounds");
   }
+  if (under_way[(address - shared_base) / 16] > 0) fail(std::string(what) + ": a copy to this address is under way");
+}
+
+inline void check_global(const uint8_t* address, size_t bytes, const char* what) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) fail(std::string(what) + ": misaligned global address");
+  for (const auto& [first, size] : tensors) {
+    if (address >= first && address + bytes <= first + size) return;
+  }
+  fail(std::string(what) + ": global address out of bounds");
 }
 
 // Eight lanes read or write 16 bytes each at a time: how many of them fall on the same four banks.
