@@ -113,6 +113,8 @@ DEVICE void pipeline(int slabs, int stage_bytes, Copy copy, Multiply multiply) {
     cp_async_commit();
   }
   int read = 0, write = (kStages - 1) * stage_bytes;
+  // Not unrolled: a slab is work enough, and the flat tiles would run out of the registers that ptxas grants them.
+#pragma unroll 1
   for (int slab = 0; slab < slabs; ++slab) {
     // This thread's part of the oldest slab has come; behind the barrier, everybody's. The barrier also says that all
     // are done with the slab before it, whose place the new copy takes.

@@ -96,6 +96,15 @@ def test_extremes(executor, kernel, group_size):
     assert same_bytes(got, wanted(kernel, case, k, group_size, False, 4))
 
 
+def test_what_x_has_behind_its_last_code_adds_nothing(executor):
+    """A word's tail holds whatever code the packer left there; weights have their zero points against it."""
+    kernel = next(k for k in KERNELS if k.op == "gemm_w4a4" and None in k.group_sizes and not k.x_signed)
+    case = drawn(kernel, (5, 9, 13), None, False, 4, "each", True, seed=7)
+    tail = torch.full((5, 3), 11, dtype=torch.uint8)
+    got = run(executor, kernel, {**case, "x": torch.cat([case["x"], tail], 1)}, 13, None, False, 4)
+    assert same_bytes(got, wanted(kernel, case, 13, None, False, 4))
+
+
 def test_weights_that_a_kernel_cannot_take_are_refused():
     packed = pack(torch.full((1, 70000), -8), 4)
     one = torch.ones(1, 1)
