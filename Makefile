@@ -13,7 +13,7 @@ $(VENV)/.packages: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q torch==2.13.0
 	$(PY) -m pip install -q 'setuptools>=77' 'pybind11>=2.12'
-	$(PY) -m pip install -q --no-build-isolation -e '.[dev,demo]'
+	$(PY) -m pip install -q --no-build-isolation -e '.[dev,gpu,demo]'
 	# Its images are all we want of foolbox; its dependencies are many.
 	$(PY) -m pip install -q --no-deps foolbox==3.3.4
 	touch $@

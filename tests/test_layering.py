@@ -155,7 +155,11 @@ def test_a_forbidden_import_is_found(importer, line):
 
 @pytest.mark.parametrize("path", KERNELS, ids=label)
 def test_kernels_know_nothing_of_the_package(path):
-    assert list(imports(parse(path), module_name(path))) == []
+    """They import each other, by relative names only."""
+    tree = parse(path)
+    relative = {id(node) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1}
+    tree.body = [node for node in tree.body if id(node) not in relative]
+    assert list(imports(tree, module_name(path))) == []
 
 
 @pytest.mark.parametrize("path", NATIVE, ids=label)

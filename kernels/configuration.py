@@ -1,0 +1,83 @@
+"""What describe -> choose -> launch passes on: a kernel's compile-time constants, printable before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .targets import Target, find
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One program's share of a product, and what computes it.
+
+    Attributes:
+        m, n, k: rows, columns and products a step.
+        warps, stages: Triton's ``num_warps`` and ``num_stages``.
+    """
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+
+    def __str__(self) -> str:
+        return f"{self.m}x{self.n}x{self.k}"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """How one kernel is compiled; ``str`` is one line.
+
+    Attributes:
+        kernel: the kernel's name.
+        target: name of the architecture.
+        tile: a program's share.
+        flags: every other ``tl.constexpr`` of the kernel with its value.
+    """
+
+    kernel: str
+    target: str
+    tile: Tile
+    flags: tuple[tuple[str, Any], ...]
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """Every ``tl.constexpr`` of the kernel with its value."""
+        sizes = {"BLOCK_M": self.tile.m, "BLOCK_N": self.tile.n, "BLOCK_K": self.tile.k}
+        return {**dict(self.flags), **sizes, "PTX": find(self.target).backend == "cuda"}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the launch. Nothing is ever fused: bytes have to equal those of the reference."""
+        return {
+            **self.constants,
+            "num_warps": self.tile.warps,
+            "num_stages": self.tile.stages,
+            "enable_fp_fusion": False,
+        }
+
+    def __str__(self) -> str:
+        flags = " ".join(f"{name.lower()}={value}" for name, value in self.flags)
+        how = f"{self.tile.warps} warps, {self.tile.stages} stages"
+        return f"{self.kernel} on {self.target}: {self.tile}, {flags}, {how}"
+
+
+def largest_that_fills(tiles: Sequence[Tile], m: int, n: int, target: Target) -> Tile:
+    """The first tile, largest first, of which an ``[m, n]`` result needs one for every multiprocessor; else the last.
+
+    Tiles of which rows are half empty are left out.
+    """
+    fitting = [tile for tile in tiles if tile.m < 2 * m or tile.m == tiles[-1].m]
+    for tile in fitting:
+        if -(-m // tile.m) * -(-n // tile.n) >= target.processors:
+            return tile
+    return fitting[-1]
+
+
+def size_type(size: int) -> str:
+    """How Triton's launch types an integer: it compiles anew for multiples of 16."""
+    return "i32:16" if size % 16 == 0 else "i32"

@@ -1,0 +1,43 @@
+"""The Triton kernels in Triton's interpreter: every kernel in its own process, as the mode is fixed at import."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.gpu.interpreter import gemm_s8
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@cache
+def results(kernel: str) -> dict[str, str]:
+    """Case -> what went wrong."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed; pip install 'pyquant-engine[gpu]'")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.gpu.interpreter", kernel],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def assert_right(kernel: str, case: str) -> None:
+    said = results(kernel)[case]
+    assert not said, said
+
+
+@pytest.mark.parametrize("case", gemm_s8.CASES)
+def test_gemm_s8(case):
+    assert_right("gemm_s8", case)
