@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from .targets import Target, find
+from .targets import Target
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,24 @@ class Tile:
     warps: int
     stages: int
 
+    @property
+    def constants(self) -> dict[str, int]:
+        """As the kernels name them."""
+        return {"BLOCK_M": self.m, "BLOCK_N": self.n, "BLOCK_K": self.k}
+
     def __str__(self) -> str:
         return f"{self.m}x{self.n}x{self.k}"
+
+
+class Share(Protocol):
+    """One program's share of the work: a :class:`Tile`, or what a kernel with another shape has instead."""
+
+    @property
+    def warps(self) -> int: ...
+    @property
+    def stages(self) -> int: ...
+    @property
+    def constants(self) -> dict[str, int]: ...
 
 
 @dataclass(frozen=True)
@@ -41,14 +57,13 @@ class Configuration:
 
     kernel: str
     target: str
-    tile: Tile
+    tile: Share
     flags: tuple[tuple[str, Any], ...]
 
     @property
     def constants(self) -> dict[str, Any]:
         """Every ``tl.constexpr`` of the kernel with its value."""
-        sizes = {"BLOCK_M": self.tile.m, "BLOCK_N": self.tile.n, "BLOCK_K": self.tile.k}
-        return {**dict(self.flags), **sizes, "PTX": find(self.target).backend == "cuda"}
+        return {**dict(self.flags), **self.tile.constants}
 
     @property
     def options(self) -> dict[str, Any]:

@@ -146,6 +146,7 @@ def choose(description: Description, target: str) -> Configuration:
         "X_UNSIGNED": description.x_unsigned,
         "TO_CODES": description.to_codes,
         "WHOLE_K": description.k % tile.k == 0,
+        "PTX": find(target).backend == "cuda",
     }
     return Configuration("gemm_s8", target, tile, tuple(flags.items()))
 

@@ -17,13 +17,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from . import gemm_s8
+from . import fake_quantize, gemm_s8
 from . import targets as architectures
 from .configuration import Configuration
 
 TARGETS = tuple(architectures.TARGETS)
 # Kernels with a table of tiles.
 TILED = (gemm_s8,)
+MODULES = (*TILED, fake_quantize)
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -90,7 +91,7 @@ class Compiled:
 def shipped(target: str) -> list[Shipped]:
     """Everything that is shipped for a target of :data:`TARGETS`."""
     found = []
-    for module in TILED:
+    for module in MODULES:
         for case, description in module.CASES.items():
             for function, configuration, signature in module.compiled(description, target):
                 found.append(Shipped(configuration.kernel, case, function, signature, configuration))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.interpreter import gemm_s8
+from tests.gpu.interpreter import fake_quantize, gemm_s8
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,3 +41,10 @@ def assert_right(kernel: str, case: str) -> None:
 @pytest.mark.parametrize("case", gemm_s8.CASES)
 def test_gemm_s8(case):
     assert_right("gemm_s8", case)
+
+
+@pytest.mark.parametrize("case", [*fake_quantize.CASES, *fake_quantize.ON_A_GPU])
+def test_fake_quantize(case):
+    if case in fake_quantize.ON_A_GPU:
+        pytest.skip(fake_quantize.WHY_ON_A_GPU)
+    assert_right("fake_quantize", case)

@@ -69,5 +69,6 @@ def test_the_choice_can_be_printed():
     one = next(iter(ahead.TILED))
     said = str(one.choose(one.CASES["M4096"], "sm_80"))
     assert (
-        said == "gemm_s8 on sm_80: 128x256x128, x_unsigned=True to_codes=True whole_k=True, 8 warps, 3 stages"
+        said
+        == "gemm_s8 on sm_80: 128x256x128, x_unsigned=True to_codes=True whole_k=True ptx=True, 8 warps, 3 stages"
     )
