@@ -33,8 +33,25 @@ class Tile:
         return f"{self.m}x{self.n}x{self.k}"
 
 
+@dataclass(frozen=True)
+class Box:
+    """One program's elements, where the work is no product: the kernel's sizes by name."""
+
+    sizes: tuple[tuple[str, int], ...]
+    warps: int = 4
+    stages: int = 1
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """As the kernels name them."""
+        return dict(self.sizes)
+
+    def __str__(self) -> str:
+        return "x".join(str(size) for _, size in self.sizes)
+
+
 class Share(Protocol):
-    """One program's share of the work: a :class:`Tile`, or what a kernel with another shape has instead."""
+    """One program's share of the work: a :class:`Tile` or a :class:`Box`."""
 
     @property
     def warps(self) -> int: ...

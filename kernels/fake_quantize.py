@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import grid
-from .configuration import Configuration, size_type
+from .configuration import Box, Configuration, size_type
 from .targets import of
 
 ELEMENTS = 2048  # of a program at a time: sixteen a thread
@@ -158,23 +158,6 @@ class Description:
     channels: int
     inner: int
     dtype: str = "fp32"
-
-
-@dataclass(frozen=True)
-class Box:
-    """One program's elements: the compile-time sizes of a kernel."""
-
-    sizes: tuple[tuple[str, int], ...]
-    warps: int = 4
-    stages: int = 1
-
-    @property
-    def constants(self) -> dict[str, int]:
-        """As the kernels name them."""
-        return dict(self.sizes)
-
-    def __str__(self) -> str:
-        return "x".join(str(size) for _, size in self.sizes)
 
 
 def _box(**sizes: int) -> Box:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.interpreter import fake_quantize, gemm_s8
+from tests.gpu.interpreter import fake_quantize, gemm_s8, quantize_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,3 +48,8 @@ def test_fake_quantize(case):
     if case in fake_quantize.ON_A_GPU:
         pytest.skip(fake_quantize.WHY_ON_A_GPU)
     assert_right("fake_quantize", case)
+
+
+@pytest.mark.parametrize("case", quantize_rows.CASES)
+def test_quantize_rows(case):
+    assert_right("quantize_rows", case)
