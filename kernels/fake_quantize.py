@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import grid
-from .configuration import Box, Configuration, size_type
+from .configuration import FLOATS, Box, Configuration, size_type
 from .targets import of
 
 ELEMENTS = 2048  # of a program at a time: sixteen a thread
@@ -194,10 +194,6 @@ def choose_backward(
         programs,
         steps,
     )
-
-
-# torch's dtypes in Triton's words.
-FLOATS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 def launch(

@@ -22,3 +22,28 @@ def flip(codes, mask: tl.constexpr, PTX: tl.constexpr):
             "xor.b32 $0, $1, $2;", "=r,r,r", [codes, masks], dtype=tl.int8, is_pure=True, pack=4
         )
     return (codes ^ mask).to(tl.int8, bitcast=True)
+
+
+@triton.jit
+def low_nibbles(codes, PTX: tl.constexpr):
+    """16 times the two's-complement code in the lower half of each uint8, as int8."""
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "{ .reg .b32 t; shl.b32 t, $1, 4; and.b32 $0, t, 0xF0F0F0F0; }",
+            "=r,r",
+            [codes],
+            dtype=tl.int8,
+            is_pure=True,
+            pack=4,
+        )
+    return (codes << 4).to(tl.int8, bitcast=True)
+
+
+@triton.jit
+def high_nibbles(codes, PTX: tl.constexpr):
+    """16 times the two's-complement code in the upper half of each uint8, as int8."""
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "and.b32 $0, $1, 0xF0F0F0F0;", "=r,r", [codes], dtype=tl.int8, is_pure=True, pack=4
+        )
+    return (codes & 0xF0).to(tl.int8, bitcast=True)

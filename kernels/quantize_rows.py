@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import grid
-from .configuration import Box, Configuration, size_type
+from .configuration import FLOATS, Box, Configuration, size_type
 from .targets import of
 
 LONGEST = 16_384  # numbers that stay in registers: 32 a thread of 16 warps
@@ -168,8 +168,7 @@ def launch(x: Tensor, *, bits: int = 8, group: int = 0) -> tuple[Tensor, Tensor,
         within -7..7, low nibble first, 0 past the end. ``[M]`` float32 scales. ``[M, K / group]`` int32 sums, or None.
     """
     m, k = x.shape
-    dtype = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[x.dtype]
-    configuration = choose(Description(k, dtype, bits, group), of(x.device))
+    configuration = choose(Description(k, FLOATS[x.dtype], bits, group), of(x.device))
     words, groups = triton.cdiv(k, 8), k // group if group else 0
     if bits == 8:
         codes = torch.empty(m, k, dtype=torch.int8, device=x.device)

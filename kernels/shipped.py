@@ -17,13 +17,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from . import fake_quantize, gemm_s8, quantize_rows
+from . import fake_quantize, gemm_s8, gemm_w4a8, quantize_rows
 from . import targets as architectures
 from .configuration import Configuration
 
 TARGETS = tuple(architectures.TARGETS)
 # Kernels with a table of tiles.
-TILED = (gemm_s8,)
+TILED = (gemm_s8, gemm_w4a8)
 MODULES = (*TILED, fake_quantize, quantize_rows)
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -108,7 +108,8 @@ def compile(one: Shipped, target: str) -> Compiled:
         for i, name in enumerate(names)
         if one.signature.get(name, "").endswith(":16")
     }
-    constants = {(names.index(name),): value for name, value in one.constants.items()}
+    # A tensor that is not given is a constant too.
+    constants = {(i,): one.constants.get(name) for i, name in enumerate(names) if name not in one.signature}
     source = ASTSource(one.function, signature=signature, constexprs=constants, attrs=hints)
     options = {"num_warps": one.num_warps, "num_stages": one.num_stages, "enable_fp_fusion": False}
     done = triton.compile(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.interpreter import fake_quantize, gemm_s8, quantize_rows
+from tests.gpu.interpreter import fake_quantize, gemm_s8, gemm_w4a8, quantize_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,3 +53,8 @@ def test_fake_quantize(case):
 @pytest.mark.parametrize("case", quantize_rows.CASES)
 def test_quantize_rows(case):
     assert_right("quantize_rows", case)
+
+
+@pytest.mark.parametrize("case", gemm_w4a8.CASES)
+def test_gemm_w4a8(case):
+    assert_right("gemm_w4a8", case)
