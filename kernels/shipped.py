@@ -17,13 +17,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from . import conv_s8, depthwise_s8, fake_quantize, gemm_s8, gemm_w4a8, quantize_rows
+from . import conv_s8, depthwise_s8, fake_quantize, gemm_s8, gemm_w4a8, gemm_w4a16, quantize_rows
 from . import targets as architectures
 from .configuration import Configuration
 
 TARGETS = tuple(architectures.TARGETS)
 # Kernels with a table of tiles.
-TILED = (gemm_s8, gemm_w4a8, conv_s8)
+TILED = (gemm_s8, gemm_w4a8, gemm_w4a16, conv_s8)
 MODULES = (*TILED, depthwise_s8, fake_quantize, quantize_rows)
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 

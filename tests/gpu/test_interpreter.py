@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.interpreter import conv_s8, fake_quantize, gemm_s8, gemm_w4a8, quantize_rows
+from tests.gpu.interpreter import conv_s8, fake_quantize, gemm_s8, gemm_w4a8, gemm_w4a16, quantize_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,3 +63,10 @@ def test_gemm_w4a8(case):
 @pytest.mark.parametrize("case", conv_s8.CASES)
 def test_conv_s8(case):
     assert_right("conv_s8", case)
+
+
+@pytest.mark.parametrize("case", [*gemm_w4a16.CASES, *gemm_w4a16.ON_A_GPU])
+def test_gemm_w4a16(case):
+    if case in gemm_w4a16.ON_A_GPU:
+        pytest.skip(gemm_w4a16.WHY_ON_A_GPU)
+    assert_right("gemm_w4a16", case)
