@@ -84,6 +84,8 @@ def conv_s8_kernel(
     ih = pixel // out_width % out_height * stride_h - top
     iw = pixel % out_width * stride_w - left
     image_at = x + image.to(tl.int64) * height * width * channels + group * group_channels
+    # What is loaded outside the image is 0, as hardware fills it; this flip makes it x_zero - 128.
+    outside = x_zero ^ 0x80
     length = KH * KW * group_channels
     ks = tl.arange(0, BLOCK_K)
     weight_at = weight + tl.where(here, out, 0).to(tl.int64)[None, :] * length + ks[:, None]
@@ -99,12 +101,13 @@ def conv_s8_kernel(
             x_at = image_at[:, None] + ((h * width + w) * channels)[:, None] + (first + ks)[None, :]
             p_at = weight_at + tap * group_channels + first
             if WHOLE_K:
-                codes = tl.load(x_at, inside[:, None], x_zero)
+                codes = tl.load(x_at, inside[:, None], 0)
                 p = tl.load(p_at)
             else:
-                codes = tl.load(x_at, inside[:, None] & (ks < group_channels - first)[None, :], x_zero)
+                codes = tl.load(x_at, inside[:, None] & (ks < group_channels - first)[None, :], 0)
                 p = tl.load(p_at, (ks < group_channels - first)[:, None], 0)
-            acc = tl.dot(packed_bytes.flip(codes, 0x80, PTX), p, acc, out_dtype=tl.int32)
+            masks = tl.where(inside, 0x80, outside).to(tl.uint8)[:, None]
+            acc = tl.dot(packed_bytes.flip_each(codes, masks, PTX), p, acc, out_dtype=tl.int32)
     else:
         for first in range(0, length, BLOCK_K):
             k = first + ks

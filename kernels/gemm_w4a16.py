@@ -26,14 +26,34 @@ from torch import Tensor
 from .configuration import FLOATS, Box, Configuration, Tile, size_type
 from .targets import find, of
 
+# Four bytes to four floats: the bytes of a code and of the upper half of 1024.0 or 128.0 by turns.
+_UNPACK = "and.b32 t, t, 0x0F0F0F0F; prmt.b32 $0, t, FLOAT, 0x4140; prmt.b32 $1, t, FLOAT, 0x4342; }"
+_LOW, _HIGH = "{ .reg .b32 t; mov.b32 t, $2; ", "{ .reg .b32 t; shr.b32 t, $2, 4; "
+_ASSEMBLY = {
+    (high, half): (_HIGH if high else _LOW) + _UNPACK.replace("FLOAT", "0x64" if half else "0x43")
+    for high in (False, True)
+    for half in (False, True)
+}
+LOW_FP16 = tl.constexpr(_ASSEMBLY[False, True])
+LOW_BF16 = tl.constexpr(_ASSEMBLY[False, False])
+HIGH_FP16 = tl.constexpr(_ASSEMBLY[True, True])
+HIGH_BF16 = tl.constexpr(_ASSEMBLY[True, False])
+
 
 @triton.jit
-def near(nibbles, HALF_FLOAT: tl.constexpr):
-    """uint8 codes 0..15 as 1024 + code in float16, or 128 + code in bfloat16."""
-    wide = nibbles.to(tl.int16)
-    if HALF_FLOAT:
-        return (wide | 0x6400).to(tl.float16, bitcast=True)
-    return (wide | 0x4300).to(tl.bfloat16, bitcast=True)
+def near(codes, HIGH: tl.constexpr, HALF_FLOAT: tl.constexpr, PTX: tl.constexpr):
+    """The low or high nibbles of uint8 as 1024 + code in float16, or as 128 + code in bfloat16."""
+    if PTX and HALF_FLOAT:
+        how: tl.constexpr = HIGH_FP16 if HIGH else LOW_FP16
+        result = tl.inline_asm_elementwise(how, "=r,=r,r", [codes], dtype=tl.float16, is_pure=True, pack=4)
+    elif PTX:
+        how: tl.constexpr = HIGH_BF16 if HIGH else LOW_BF16
+        result = tl.inline_asm_elementwise(how, "=r,=r,r", [codes], dtype=tl.bfloat16, is_pure=True, pack=4)
+    else:
+        nibbles = (codes >> 4 if HIGH else codes & 15).to(tl.int16)
+        bits = nibbles | (0x6400 if HALF_FLOAT else 0x4300)
+        result = bits.to(tl.float16 if HALF_FLOAT else tl.bfloat16, bitcast=True)
+    return result
 
 
 @triton.jit
@@ -50,6 +70,7 @@ def gemm_w4a16_kernel(
     GROUP: tl.constexpr,
     HALF_FLOAT: tl.constexpr,
     WHOLE_K: tl.constexpr,
+    PTX: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -85,8 +106,8 @@ def gemm_w4a16_kernel(
             high_x = tl.load(x_at + HALF, j[None, :] < left - HALF, 0.0)
             # A second group of which there is nothing: any real scale will do.
             high_g = tl.where(left > HALF, high_g, low_g)
-        low = near(p & 15, HALF_FLOAT) - tl.load(offset + low_g * n + real)[None, :]
-        high = near(p >> 4, HALF_FLOAT) - tl.load(offset + high_g * n + real)[None, :]
+        low = near(p, False, HALF_FLOAT, PTX) - tl.load(offset + low_g * n + real)[None, :]
+        high = near(p, True, HALF_FLOAT, PTX) - tl.load(offset + high_g * n + real)[None, :]
         if GROUP == 0:
             total = tl.dot(low_x, low, total)
             total = tl.dot(high_x, high, total)
@@ -165,7 +186,7 @@ def repack(
 
 
 # Largest first.
-_NVIDIA = (Tile(64, 128, 128, 4, 3), Tile(32, 128, 128, 4, 3), Tile(16, 128, 128, 4, 4))
+_NVIDIA = (Tile(64, 128, 128, 8, 3), Tile(32, 128, 128, 4, 3), Tile(16, 128, 128, 4, 4))
 TILES = {
     **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"), _NVIDIA),
     "gfx942": tuple(Tile(m, 64, 128, 4, 2) for m in (64, 32, 16)),
@@ -196,7 +217,12 @@ def choose(description: Description, target: str) -> Configuration:
     tiles = TILES[target]
     fitting = [tile for tile in tiles if tile.m < 2 * d.m] or [tiles[-1]]
     tile = replace(fitting[0], k=64 if d.group in (32, 64) else 128)
-    flags = {"GROUP": d.group, "HALF_FLOAT": d.dtype == "fp16", "WHOLE_K": d.k % tile.k == 0}
+    flags = {
+        "GROUP": d.group,
+        "HALF_FLOAT": d.dtype == "fp16",
+        "WHOLE_K": d.k % tile.k == 0,
+        "PTX": find(target).backend == "cuda",
+    }
     return Configuration("gemm_w4a16", target, tile, tuple(flags.items()))
 
 

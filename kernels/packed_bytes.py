@@ -25,6 +25,17 @@ def flip(codes, mask: tl.constexpr, PTX: tl.constexpr):
 
 
 @triton.jit
+def flip_each(codes, masks, PTX: tl.constexpr):
+    """As :func:`flip` with a mask for each byte, uint8 of a shape that broadcasts to that of ``codes``."""
+    masks = tl.broadcast_to(masks, codes.shape)
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "xor.b32 $0, $1, $2;", "=r,r,r", [codes, masks], dtype=tl.int8, is_pure=True, pack=4
+        )
+    return (codes ^ masks).to(tl.int8, bitcast=True)
+
+
+@triton.jit
 def low_nibbles(codes, PTX: tl.constexpr):
     """16 times the two's-complement code in the lower half of each uint8, as int8."""
     if PTX:

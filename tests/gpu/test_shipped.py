@@ -13,7 +13,14 @@ from pyquant.kernels import targets  # noqa: E402
 # Seconds a compilation: the fast tests take the first case of every kernel on the oldest target of either maker.
 FAST = ("sm_80", "gfx942")
 # The instruction a product has to become: NVIDIA's in PTX, AMD's in assembly.
-PRODUCTS = {"gemm_s8": r"mma\.sync\S*\.s8\.s8|wgmma\S*\.s8\.s8|tcgen05\.mma\S*kind::i8"}
+INT8 = r"mma\.sync\S*\.s8\.s8|wgmma\S*\.s8\.s8|tcgen05\.mma\S*kind::i8"
+HALF = r"mma\.sync\S*\.b?f16\.b?f16|wgmma\S*\.b?f16\.b?f16|tcgen05\.mma\S*kind::f16"
+PRODUCTS = {
+    "gemm_s8_kernel": INT8,
+    "gemm_w4a8_kernel": INT8,
+    "conv_s8_kernel": INT8,
+    "gemm_w4a16_kernel": HALF,
+}
 
 
 @cache
@@ -28,7 +35,7 @@ def check(one, target):
     assert compiled.registers * compiled.threads <= 65_536 or target == "gfx942"
     if compiled.ptx is not None:
         assert "fma.rn.f32" not in compiled.ptx, "a product was fused with a sum"
-        assert re.search(PRODUCTS.get(one.kernel, ""), compiled.ptx)
+        assert re.search(PRODUCTS.get(one.function.__name__, ""), compiled.ptx)
 
 
 @pytest.mark.parametrize(
