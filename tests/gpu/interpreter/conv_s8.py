@@ -36,7 +36,7 @@ CASES = {
         "kernel": (5, 3),
         "padding": (2, 0, 1, 2),
         "stride": (2, 1),
-        "dilation": (1, 2),
+        "dilation": (2, 2),
         "groups": 70,
     },
     "depthwise-residual": {"x": (1, 4, 4, 5), "n": 5, "kernel": (2, 2), "groups": 5, "residual": True},
