@@ -281,6 +281,7 @@ CASES = {
     "M1-g32": Description(1, 11008, 4096, 32),
     "M16-row": Description(16, 4096, 11008, 0),
     "M32-g64": Description(32, 4096, 4096, 64),
+    "M32-g128": Description(32, 4096, 4096),
     "M64-g128": Description(64, 4096, 4096),
     "M256-g128": Description(256, 28672, 4096),
     "M3-ragged": Description(3, 1001, 2049, 0),
