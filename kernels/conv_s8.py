@@ -274,6 +274,7 @@ CASES = {
     "28x28x128-3x3": Description(64, 28, 28, 128, 128, **_SAME),
     "14x14x256-3x3-residual": Description(64, 14, 14, 256, 256, residual=True, **_SAME),
     "14x14x1024-1x1": Description(14, 14, 14, 1024, 256),
+    "14x14x1024-1x1-8-images": Description(8, 14, 14, 1024, 256),
     "7x7x512-3x3": Description(64, 7, 7, 512, 512, **_SAME),
     "7x7x512-3x3-one-image": Description(1, 7, 7, 512, 512, **_SAME),
     "28x28x96-1x1": Description(32, 28, 28, 96, 24),
