@@ -126,7 +126,36 @@ def accumulate_conv(
     top, left, bottom, right = padding
     centred = F.pad((x.double() - x_zero).permute(0, 3, 1, 2), (left, right, top, bottom))
     w = weight.double() - weight_zero.double().reshape(-1, 1, 1, 1)
+    if x.device.type != "cpu":
+        return sum_taps(centred, w, stride, dilation, groups)
     return F.conv2d(centred, w, None, stride, 0, dilation, groups).permute(0, 2, 3, 1).contiguous()
+
+
+def sum_taps(
+    x: Tensor, weight: Tensor, stride: tuple[int, int], dilation: tuple[int, int], groups: int
+) -> Tensor:
+    """A convolution without padding as one product a tap: cuDNN's may transform what it multiplies, and be whole only nearly.
+
+    Args:
+        x: ``[B, C, H, W]`` float64 holding whole numbers.
+        weight: ``[N, C / groups, KH, KW]``, likewise.
+        stride, dilation: ``(vertical, horizontal)``.
+
+    Returns:
+        ``[B, OH, OW, N]`` float64.
+    """
+    outputs, inner, kh, kw = weight.shape
+    oh = (x.shape[2] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
+    ow = (x.shape[3] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
+    grouped = weight.reshape(groups, outputs // groups, inner, kh, kw)
+    total = x.new_zeros(x.shape[0], oh, ow, groups, outputs // groups)
+    for i in range(kh):
+        for j in range(kw):
+            top, left = i * dilation[0], j * dilation[1]
+            seen = x[:, :, top : top + oh * stride[0] : stride[0], left : left + ow * stride[1] : stride[1]]
+            seen = seen[:, :, :oh, :ow].reshape(x.shape[0], groups, inner, oh, ow)
+            total = total + torch.einsum("bgchw,gnc->bhwgn", seen, grouped[..., i, j])
+    return total.flatten(3)
 
 
 # ------------------------------------------------------------------------------------------------------ integers: epilogue
@@ -205,7 +234,8 @@ def max_pool(
     top, left, bottom, right = padding
     nchw = F.pad(x.double().permute(0, 3, 1, 2), (left, right, top, bottom), value=-1.0)
     pooled = F.max_pool2d(nchw, window, stride)
-    if bool((pooled < 0).any()):
+    starts = (pooled.shape[2] - 1) * stride[0] - top, (pooled.shape[3] - 1) * stride[1] - left
+    if top >= window[0] or left >= window[1] or starts[0] >= x.shape[1] or starts[1] >= x.shape[2]:
         raise ShapeError(
             f"max_pool window {window} with padding {padding} has outputs that see padding only; use less padding."
         )

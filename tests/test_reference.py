@@ -147,6 +147,15 @@ def test_the_zero_point_is_added_after_rounding_in_every_epilogue():
     assert reference.avg_pool(x, 0, 0.5, 11, 0, 255, (1, 1), (1, 1)).flatten().tolist() == [11, 13]
 
 
+def test_taps_sum_to_what_a_convolution_gives():
+    generator = torch.Generator().manual_seed(3)
+    for groups, stride, dilation in ((1, (1, 1), (1, 1)), (2, (2, 1), (1, 3)), (6, (3, 2), (2, 1))):
+        x = torch.randint(-255, 256, (2, 6, 11, 13), generator=generator).double()
+        weight = torch.randint(-128, 128, (12, 6 // groups, 3, 2), generator=generator).double()
+        want = torch.nn.functional.conv2d(x, weight, None, stride, 0, dilation, groups)
+        assert torch.equal(reference.sum_taps(x, weight, stride, dilation, groups), want.permute(0, 2, 3, 1))
+
+
 def test_add_rounds_each_product():
     a, b = torch.meshgrid(torch.arange(0, 256, 5), torch.arange(0, 256, 7), indexing="ij")
     y = reference.add(a.to(torch.uint8), 128, 0.613, b.to(torch.uint8), 3, 1.27, 11, 0, 255)

@@ -72,8 +72,11 @@ def _ends(values: Tensor) -> tuple[float, float]:
 
 
 def check_values(scale: Tensor, zero_point: Tensor, bounds: tuple[int, int] | None = None) -> None:
-    """One pass over scale and zero point; inside the ops, because a traced call has no values."""
-    if scale.numel() == 0:
+    """One pass over scale and zero point; inside the ops, because a traced call has no values.
+
+    Of tensors on the CPU only: to read a GPU's, it would have to finish all that came before, and no graph could be captured.
+    """
+    if scale.numel() == 0 or scale.device.type != "cpu":
         return
     low, high = _ends(scale)
     tiny, huge = _FLOAT32.tiny, _FLOAT32.max

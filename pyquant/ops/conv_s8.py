@@ -11,7 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyquant import reference
 from pyquant.errors import BackendError, DTypeError, ShapeError
-from pyquant.ops.backend import choose, extension, register
+from pyquant.ops.backend import extension, register, run
 from pyquant.ops.section import SectionData, SectionWriter
 
 INT32_MAX = 2**31 - 1
@@ -83,8 +83,9 @@ def conv_s8(
         raise ShapeError(
             f"conv_s8: a {kh} x {kw} kernel does not fit a {x.shape[1]} x {x.shape[2]} input; add padding."
         )
-    run = torch.ops.pyquant.conv_s8 if backend == "auto" else choose("conv_s8", x.device, backend).kernel
-    return run(x, weight, multiplier, bias, x_zero, y_zero, low, high, stride, padding, dilation, groups)
+    codes, geometry = (x_zero, y_zero, low, high), (stride, padding, dilation, groups)
+    arguments = (x, weight, multiplier, bias, *codes, *geometry)
+    return torch.ops.pyquant.conv_s8(*arguments) if backend == "auto" else run("conv_s8", backend, *arguments)
 
 
 # -------------------------------------------------------------------------------------------------- schema
@@ -95,9 +96,9 @@ torch.library.define(
 )
 
 
-@torch.library.impl("pyquant::conv_s8", "cpu")
-def _dispatch(x: Tensor, *args: Any) -> Tensor:
-    return choose("conv_s8", x.device).kernel(x, *args)
+@torch.library.impl("pyquant::conv_s8", ("cpu", "cuda"))
+def _dispatch(*arguments: Any) -> Tensor:
+    return run("conv_s8", "auto", *arguments)
 
 
 @torch.library.register_fake("pyquant::conv_s8")
@@ -136,7 +137,7 @@ def _reference(
     dilation: tuple[int, int],
     groups: int,
 ) -> Tensor:
-    zero = torch.zeros(weight.shape[0], dtype=torch.int32)
+    zero = torch.zeros(weight.shape[0], dtype=torch.int32, device=weight.device)
     oihw = weight.permute(0, 3, 1, 2)
     acc = reference.accumulate_conv(x, x_zero, oihw, zero, stride, padding, dilation, groups)
     return reference.requantize(acc, multiplier, bias, y_zero, low, high)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyquant import reference
 from pyquant.errors import ShapeError
-from pyquant.ops.backend import choose, register
+from pyquant.ops.backend import register, run
 from pyquant.ops.conv_s8 import check_accumulator, check_code_range, check_dtypes, packed
 
 
@@ -50,8 +50,8 @@ def gemm_s8(
     """
     check_code_range(x_zero=x_zero, y_zero=y_zero, low=low, high=high)
     _check(x, weight, multiplier, bias, x_zero)
-    run = torch.ops.pyquant.gemm_s8 if backend == "auto" else choose("gemm_s8", x.device, backend).kernel
-    return run(x, weight, multiplier, bias, x_zero, y_zero, low, high)
+    arguments = (x, weight, multiplier, bias, x_zero, y_zero, low, high)
+    return torch.ops.pyquant.gemm_s8(*arguments) if backend == "auto" else run("gemm_s8", backend, *arguments)
 
 
 def gemm_s8_float(
@@ -69,12 +69,10 @@ def gemm_s8_float(
     """
     check_code_range(x_zero=x_zero)
     _check(x, weight, multiplier, bias, x_zero)
-    run = (
-        torch.ops.pyquant.gemm_s8_float
-        if backend == "auto"
-        else choose("gemm_s8_float", x.device, backend).kernel
-    )
-    return run(x, weight, multiplier, bias, x_zero)
+    arguments = (x, weight, multiplier, bias, x_zero)
+    if backend == "auto":
+        return torch.ops.pyquant.gemm_s8_float(*arguments)
+    return run("gemm_s8_float", backend, *arguments)
 
 
 # -------------------------------------------------------------------------------------------------- schema
@@ -89,14 +87,14 @@ torch.library.define(
 )
 
 
-@torch.library.impl("pyquant::gemm_s8", "cpu")
-def _dispatch(x: Tensor, *args: Any) -> Tensor:
-    return choose("gemm_s8", x.device).kernel(x, *args)
+@torch.library.impl("pyquant::gemm_s8", ("cpu", "cuda"))
+def _dispatch(*arguments: Any) -> Tensor:
+    return run("gemm_s8", "auto", *arguments)
 
 
-@torch.library.impl("pyquant::gemm_s8_float", "cpu")
-def _dispatch_float(x: Tensor, *args: Any) -> Tensor:
-    return choose("gemm_s8_float", x.device).kernel(x, *args)
+@torch.library.impl("pyquant::gemm_s8_float", ("cpu", "cuda"))
+def _dispatch_float(*arguments: Any) -> Tensor:
+    return run("gemm_s8_float", "auto", *arguments)
 
 
 @torch.library.register_fake("pyquant::gemm_s8")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyquant.errors import DTypeError, ShapeError
-from pyquant.ops.backend import choose, register
+from pyquant.ops.backend import register, run
 from pyquant.ops.conv_s8 import check_dtypes
 from pyquant.ops.pack import unpack
 from pyquant.ops.packed_w4 import check_weights, packed_layer
@@ -65,8 +65,8 @@ def gemm_w4(
         raise ShapeError(f"gemm_w4 takes x [M, K], not {list(x.shape)}.")
     check_row_grids(x.shape[0], x_scale, x_zero)
     check_weights("gemm_w4", x.shape[1], packed, scale, zero_point, group_size, bits)
-    run = torch.ops.pyquant.gemm_w4 if backend == "auto" else choose("gemm_w4", x.device, backend).kernel
-    return run(x, packed, scale, x_scale, x_zero, zero_point, group_size, signed, bits)
+    arguments = (x, packed, scale, x_scale, x_zero, zero_point, group_size, signed, bits)
+    return torch.ops.pyquant.gemm_w4(*arguments) if backend == "auto" else run("gemm_w4", backend, *arguments)
 
 
 # -------------------------------------------------------------------------------------------------- schema
@@ -77,9 +77,9 @@ torch.library.define(
 )
 
 
-@torch.library.impl("pyquant::gemm_w4", "cpu")
-def _dispatch(x: Tensor, *args: Any) -> Tensor:
-    return choose("gemm_w4", x.device).kernel(x, *args)
+@torch.library.impl("pyquant::gemm_w4", ("cpu", "cuda"))
+def _dispatch(*arguments: Any) -> Tensor:
+    return run("gemm_w4", "auto", *arguments)
 
 
 @torch.library.register_fake("pyquant::gemm_w4")
@@ -108,7 +108,7 @@ def multiply(
         codes = codes - zero_point.double()[:, :, None]
     centred = x.double() if x_zero is None else x.double() - x_zero.double()[:, None]
     centred = centred.reshape(m, -1, size)
-    total = torch.zeros(m, n, dtype=torch.float32)
+    total = torch.zeros(m, n, dtype=torch.float32, device=x.device)
     for g in range(k // size):
         acc = centred[:, g] @ codes[:, g].T
         total = total + acc.to(torch.int32).float() * scale[:, g]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyquant.errors import ShapeError
-from pyquant.ops.backend import choose, register
+from pyquant.ops.backend import register, run
 from pyquant.ops.conv_s8 import check_dtypes
 from pyquant.ops.gemm_w4 import check_row_grids, multiply
 from pyquant.ops.pack import unpack, words_of
@@ -55,8 +55,13 @@ def gemm_w4a4(
         )
     check_row_grids(x.shape[0], x_scale, x_zero)
     check_weights("gemm_w4a4", length, packed, scale, zero_point, group_size, bits)
-    run = torch.ops.pyquant.gemm_w4a4 if backend == "auto" else choose("gemm_w4a4", x.device, backend).kernel
-    return run(x, packed, scale, x_scale, length, x_zero, x_signed, zero_point, group_size, signed, bits)
+    rows, weights = (length, x_zero, x_signed), (zero_point, group_size, signed, bits)
+    arguments = (x, packed, scale, x_scale, *rows, *weights)
+    return (
+        torch.ops.pyquant.gemm_w4a4(*arguments)
+        if backend == "auto"
+        else run("gemm_w4a4", backend, *arguments)
+    )
 
 
 torch.library.define(
@@ -66,9 +71,9 @@ torch.library.define(
 )
 
 
-@torch.library.impl("pyquant::gemm_w4a4", "cpu")
-def _dispatch(x: Tensor, *args: Any) -> Tensor:
-    return choose("gemm_w4a4", x.device).kernel(x, *args)
+@torch.library.impl("pyquant::gemm_w4a4", ("cpu", "cuda"))
+def _dispatch(*arguments: Any) -> Tensor:
+    return run("gemm_w4a4", "auto", *arguments)
 
 
 @torch.library.register_fake("pyquant::gemm_w4a4")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyquant import reference
 from pyquant.errors import ShapeError
-from pyquant.ops.backend import choose, register
+from pyquant.ops.backend import choose, register, run
 from pyquant.ops.gemm_w4 import multiply
 from pyquant.ops.packed_w4 import PackedW4, check_weights, packed_layer
 from pyquant.ops.quantize_rows import check_rows
@@ -56,8 +56,12 @@ def linear_w4(
     """
     check_rows(x, "linear_w4")
     check_weights("linear_w4", x.shape[-1], packed, scale, zero_point, group_size, bits)
-    run = torch.ops.pyquant.linear_w4 if backend == "auto" else choose("linear_w4", x.device, backend).kernel
-    return run(x, packed, scale, zero_point, group_size, signed, bits)
+    arguments = (x, packed, scale, zero_point, group_size, signed, bits)
+    return (
+        torch.ops.pyquant.linear_w4(*arguments)
+        if backend == "auto"
+        else run("linear_w4", backend, *arguments)
+    )
 
 
 class LinearW4:
@@ -108,9 +112,9 @@ torch.library.define(
 )
 
 
-@torch.library.impl("pyquant::linear_w4", "cpu")
-def _dispatch(x: Tensor, *args: Any) -> Tensor:
-    return choose("linear_w4", x.device).kernel(x, *args)
+@torch.library.impl("pyquant::linear_w4", ("cpu", "cuda"))
+def _dispatch(*arguments: Any) -> Tensor:
+    return run("linear_w4", "auto", *arguments)
 
 
 @torch.library.register_fake("pyquant::linear_w4")

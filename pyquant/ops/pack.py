@@ -40,7 +40,7 @@ def pack(codes: Tensor, bits: int, zero_point: Tensor | None = None) -> Tensor:
             f"codes {int(codes.min())}..{int(codes.max())} do not fit {bits} bits; clamp them to the grid."
         )
     rows, length = codes.shape
-    fill = torch.zeros(rows, dtype=torch.int64) if zero_point is None else zero_point.to(torch.int64)
+    fill = codes.new_zeros(rows, dtype=torch.int64) if zero_point is None else zero_point.to(torch.int64)
     if fill.shape != (rows,):
         raise ShapeError(f"zero_point has shape {list(fill.shape)} for {rows} rows; give one code a row.")
     # 32 codes of `bits` bits fill exactly `bits` words.
@@ -48,7 +48,7 @@ def pack(codes: Tensor, bits: int, zero_point: Tensor | None = None) -> Tensor:
     padded = fill[:, None].expand(rows, blocks * WORD).clone()
     padded[:, :length] = codes
     padded = (padded & ((1 << bits) - 1)).reshape(rows, blocks, WORD)
-    words = torch.zeros(rows, blocks, bits, dtype=torch.int64)
+    words = codes.new_zeros(rows, blocks, bits, dtype=torch.int64)
     for code in range(WORD):
         word, shift = divmod(code * bits, WORD)
         words[:, :, word] |= padded[:, :, code] << shift
@@ -85,10 +85,10 @@ def unpack(packed: Tensor, bits: int, signed: bool, length: int) -> Tensor:
         )
     rows = packed.shape[0]
     blocks = -(-length // WORD)
-    words = torch.zeros(rows, blocks * bits, dtype=torch.int64)
+    words = packed.new_zeros(rows, blocks * bits, dtype=torch.int64)
     words[:, : packed.shape[1]] = packed.to(torch.int64) & 0xFFFFFFFF
     words = words.reshape(rows, blocks, bits)
-    codes = torch.empty(rows, blocks, WORD, dtype=torch.int32)
+    codes = packed.new_empty(rows, blocks, WORD, dtype=torch.int32)
     for code in range(WORD):
         word, shift = divmod(code * bits, WORD)
         value = words[:, :, word] >> shift

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyquant import reference
 from pyquant.errors import DTypeError, ShapeError
-from pyquant.ops.backend import choose, extension, register
+from pyquant.ops.backend import extension, register, run
 
 # How the extension numbers the types.
 FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -37,20 +37,15 @@ def quantize_rows(x: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
     check_rows(x, "quantize_rows")
     if x.dim() != 2:
         raise ShapeError(f"quantize_rows takes x [M, K], not {list(x.shape)}; reshape it.")
-    run = (
-        torch.ops.pyquant.quantize_rows
-        if backend == "auto"
-        else choose("quantize_rows", x.device, backend).kernel
-    )
-    return run(x)
+    return torch.ops.pyquant.quantize_rows(x) if backend == "auto" else run("quantize_rows", backend, x)
 
 
 torch.library.define("pyquant::quantize_rows", "(Tensor x) -> (Tensor, Tensor)")
 
 
-@torch.library.impl("pyquant::quantize_rows", "cpu")
+@torch.library.impl("pyquant::quantize_rows", ("cpu", "cuda"))
 def _dispatch(x: Tensor) -> tuple[Tensor, Tensor]:
-    return choose("quantize_rows", x.device).kernel(x)
+    return run("quantize_rows", "auto", x)
 
 
 @torch.library.register_fake("pyquant::quantize_rows")
