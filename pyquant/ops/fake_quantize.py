@@ -4,7 +4,7 @@ The arithmetic is that of ``reference.py``. Every layout is ``(outer, channels, 
 contiguous tensor uses ``scale[(i // inner) % channels]``. Zero points come as float32 and are rounded half to
 even here, before any kernel sees them; the gradient passes straight through that rounding. Results are
 contiguous whatever the strides of ``x``; an empty ``x`` gives an empty result and gradients of 0. The triton
-and cuda kernels will register under the same three names.
+kernels register under the same three names in :mod:`pyquant.ops.fake_quantize_gpu`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import pyquant.ops.fake_quantize_gpu  # noqa: F401 (registers Triton's kernels)
 from pyquant import reference
 from pyquant.errors import BackendError, DTypeError, ShapeError
 from pyquant.grid import Grid
@@ -177,12 +178,13 @@ _library.define(f"quantize(Tensor x, {_GRID}, bool signed, str backend) -> Tenso
 
 
 def _fake_quantize_out(x, scale, zero_point, qmin, qmax, axis, group_size, backend, out) -> None:
-    kernel = choose("fake_quantize", x.device, backend).kernel
+    where = (qmin, qmax, axis, group_size)
+    kernel = choose("fake_quantize", x.device, backend, (x, scale, zero_point, *where)).kernel
     x, scale, zero_point = prepare(x, scale, zero_point)
     check_values(scale, zero_point)
     check_apart("out", out, "x", x, True)
     if x.numel():
-        kernel(x, scale, zero_point, qmin, qmax, axis, group_size, out)
+        kernel(x, scale, zero_point, *where, out)
 
 
 def _fake_quantize(x, scale, zero_point, qmin, qmax, axis, group_size, backend) -> Tensor:
@@ -194,7 +196,8 @@ def _fake_quantize(x, scale, zero_point, qmin, qmax, axis, group_size, backend) 
 def _fake_quantize_backward_out(
     dy, x, scale, zero_point, qmin, qmax, axis, group_size, backend, dx, dscale, dzero
 ) -> None:
-    kernel = choose("fake_quantize_backward", x.device, backend).kernel
+    where = (qmin, qmax, axis, group_size)
+    kernel = choose("fake_quantize_backward", x.device, backend, (dy, x, scale, zero_point, *where)).kernel
     dy, (x, scale, zero_point) = dy.contiguous(), prepare(x, scale, zero_point)
     check_values(scale, zero_point)
     check_apart("dx", dx, "dy", dy, True)
@@ -208,7 +211,7 @@ def _fake_quantize_backward_out(
     else:
         check_apart("dscale", dscale, "dzero", dzero, False)
     if x.numel():
-        kernel(dy, x, scale, zero_point, qmin, qmax, axis, group_size, dx, dscale, dzero)
+        kernel(dy, x, scale, zero_point, *where, dx, dscale, dzero)
     else:
         dscale.zero_()
         dzero.zero_()
@@ -218,11 +221,12 @@ def _fake_quantize_backward(
     dy, x, scale, zero_point, qmin, qmax, axis, group_size, sums, backend
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients; ``dscale`` and ``dzero`` are empty unless ``sums``."""
-    kernel = choose("fake_quantize_backward", x.device, backend).kernel
+    where = (qmin, qmax, axis, group_size)
+    kernel = choose("fake_quantize_backward", x.device, backend, (dy, x, scale, zero_point, *where)).kernel
     x, scale, zero_point = prepare(x, scale, zero_point)
     dx, dscale, dzero = _gradients_like(x, scale, sums)
     if x.numel():
-        kernel(dy.contiguous(), x, scale, zero_point, qmin, qmax, axis, group_size, dx, dscale, dzero)
+        kernel(dy.contiguous(), x, scale, zero_point, *where, dx, dscale, dzero)
     return dx, dscale, dzero
 
 
@@ -232,12 +236,13 @@ def _gradients_like(x: Tensor, scale: Tensor, sums: bool) -> tuple[Tensor, Tenso
 
 
 def _quantize(x, scale, zero_point, qmin, qmax, axis, group_size, signed, backend) -> Tensor:
-    kernel = choose("quantize", x.device, backend).kernel
+    where = (qmin, qmax, axis, group_size)
+    kernel = choose("quantize", x.device, backend, (x, scale, zero_point, *where)).kernel
     x, scale, zero_point = prepare(x, scale, zero_point)
     check_values(scale, zero_point, (qmin, qmax))
     codes = torch.empty(x.shape, dtype=torch.int8 if signed else torch.uint8, device=x.device)
     if x.numel():
-        kernel(x, scale, zero_point, qmin, qmax, axis, group_size, codes)
+        kernel(x, scale, zero_point, *where, codes)
     return codes
 
 

@@ -11,6 +11,10 @@ from pyquant import reference
 from pyquant.errors import ShapeError
 from pyquant.ops.backend import register, run
 from pyquant.ops.conv_s8 import check_accumulator, check_code_range, check_dtypes, packed
+from pyquant.ops.cuda_launch import Launch, fit
+from pyquant.ops.cuda_layouts import aligned_rows, zero_correction
+from pyquant.ops.kept import kept
+from pyquant.ops.triton_launch import target_of
 
 
 def gemm_s8(
@@ -36,7 +40,7 @@ def gemm_s8(
         bias: ``[N]`` float32, ``bias / s_y``.
         x_zero, y_zero: zero points, 0..255.
         low, high: clamp bounds in codes, 0..255; an activation is one of them.
-        backend: ``"auto"``, ``"reference"`` or ``"cpu"``; all give the same bytes.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``; all give the same bytes.
 
     Returns:
         ``[M, N]`` uint8.
@@ -142,6 +146,50 @@ def _cpu_float(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, x_ze
 def _rows(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, options: dict[str, Any]) -> Tensor:
     layer = packed(weight, multiplier, bias, (1, 1, weight.shape[1]), **options)
     return layer(x).reshape(x.shape[0], weight.shape[0])
+
+
+def _plan_cuda(device: torch.device, x: Tensor, weight: Tensor, *rest: Any) -> Launch:
+    # Without clamp bounds behind the zero point the result is float32.
+    return fit("gemm_s8" if len(rest) > 3 else "gemm_s8_float", device, x.shape[0], weight.shape[0])
+
+
+@register("gemm_s8", "cuda", _plan_cuda)
+@register("gemm_s8_float", "cuda", _plan_cuda)
+def _cuda(
+    launch: Launch, x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, x_zero: int, *bounds: int
+) -> Tensor:
+    rows, laid = aligned_rows(x), kept("cuda gemm_s8", aligned_rows, weight)
+    y = torch.empty(
+        x.shape[0], weight.shape[0], dtype=torch.uint8 if bounds else torch.float32, device=x.device
+    )
+    correction = kept("cuda gemm_s8 correction", zero_correction, weight, x_zero)
+    tensors = {"x": rows, "weight": laid, "multiplier": multiplier.contiguous(), "bias": bias.contiguous()}
+    sizes = {"m": x.shape[0], "n": weight.shape[0], "k": rows.shape[1]}
+    codes = dict(zip(("y_zero", "low", "high"), bounds, strict=False))
+    launch(x.device, {**tensors, "correction": correction, "y": y, **sizes, **codes})
+    return y
+
+
+def _plan_triton(device: torch.device, x: Tensor, weight: Tensor, *rest: Any) -> Any:
+    target = target_of(device)
+    from pyquant.kernels import gemm_s8 as kernel
+
+    return kernel.choose(
+        kernel.Description(x.shape[0], weight.shape[0], x.shape[1], True, len(rest) > 3), target
+    )
+
+
+@register("gemm_s8", "triton", _plan_triton)
+@register("gemm_s8_float", "triton", _plan_triton)
+def _triton(
+    chosen: Any, x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, x_zero: int, *bounds: int
+) -> Tensor:
+    from pyquant.kernels import gemm_s8 as kernel
+
+    correction = kept("triton gemm_s8 correction", kernel.correction_of, weight, x_zero)
+    options = dict(zip(("y_zero", "low", "high"), bounds, strict=False))
+    parameters = weight.contiguous(), multiplier.contiguous(), bias.contiguous(), correction
+    return kernel.launch(x.contiguous(), *parameters, to_codes=bool(bounds), configuration=chosen, **options)
 
 
 # -------------------------------------------------------------------------------------------------- checks

@@ -10,6 +10,9 @@ from torch import Tensor
 from pyquant.errors import DTypeError, ShapeError
 from pyquant.ops.backend import register, run
 from pyquant.ops.conv_s8 import check_dtypes
+from pyquant.ops.cuda_launch import Launch, fit
+from pyquant.ops.cuda_layouts import aligned_rows, weights_w4a8
+from pyquant.ops.kept import kept
 from pyquant.ops.pack import unpack
 from pyquant.ops.packed_w4 import check_weights, packed_layer
 
@@ -44,7 +47,7 @@ def gemm_w4(
         group_size: 32, 64 or 128 inputs that share a scale; None for a whole row.
         signed: whether weight codes are two's complement (-8..7 with 4 bits) or unsigned (0..15).
         bits: 4, 3 or 2 bits a weight.
-        backend: ``"auto"``, ``"reference"`` or ``"cpu"``.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
 
     Returns:
         ``[M, N]`` float32.
@@ -129,6 +132,58 @@ def _cpu(
 ) -> Tensor:
     layer = packed_layer(packed, scale, zero_point, x.shape[1], group_size, signed, bits)
     return layer.codes(x, x_scale, x_zero)
+
+
+def plan_cuda(
+    device: torch.device,
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    x_scale: Tensor,
+    x_zero: Tensor | None,
+    zero_point: Tensor | None,
+    group_size: int | None,
+    *_: Any,
+) -> Launch:
+    """The CUDA kernel for a call of :func:`gemm_w4`."""
+    return fit("gemm_w4a8", device, x.shape[0], packed.shape[0], x.dtype == torch.int8, group_size)
+
+
+@register("gemm_w4", "cuda", plan_cuda)
+def multiply_on_cuda(
+    launch: Launch,
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    x_scale: Tensor,
+    x_zero: Tensor | None,
+    zero_point: Tensor | None,
+    *options: Any,
+) -> Tensor:
+    """:func:`gemm_w4` by the kernel that was chosen."""
+    weights = kept("cuda gemm_w4a8", weights_w4a8, packed, scale, zero_point, x.shape[1], *options)
+    rows = aligned_rows(x)
+    y = torch.empty(x.shape[0], packed.shape[0], device=x.device)
+    launch(
+        x.device,
+        {
+            "x": rows,
+            "weight": weights.codes,
+            "scale": weights.scale,
+            "zero_point": weights.zero,
+            "sums": weights.sums,
+            "x_scale": x_scale.contiguous(),
+            "x_zero": None if x_zero is None else x_zero.contiguous(),
+            "y": y,
+            "m": x.shape[0],
+            "n": packed.shape[0],
+            "row_bytes": rows.shape[1],
+            "weight_row_bytes": weights.codes.shape[1],
+            "groups": weights.scale.shape[0],
+            "group_size": options[0] or x.shape[1],
+        },
+    )
+    return y
 
 
 # -------------------------------------------------------------------------------------------------- checks

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from pyquant.errors import ShapeError
-from pyquant.ops.backend import register, run
+from pyquant.ops.backend import Unserved, register, run
 from pyquant.ops.conv_s8 import check_dtypes
-from pyquant.ops.gemm_w4 import check_row_grids, multiply
+from pyquant.ops.cuda_launch import Launch, fit
+from pyquant.ops.cuda_layouts import aligned_rows, weights_w4a4
+from pyquant.ops.gemm_w4 import check_row_grids, multiply, multiply_on_cuda
+from pyquant.ops.kept import kept
 from pyquant.ops.pack import unpack, words_of
 from pyquant.ops.packed_w4 import check_weights, packed_layer
 
@@ -109,3 +112,63 @@ def _cpu(
 ) -> Tensor:
     layer = packed_layer(packed, scale, zero_point, length, *options)
     return layer.words(x, x_scale, x_zero, x_signed)
+
+
+def _plan_cuda(
+    device: torch.device,
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    x_scale: Tensor,
+    length: int,
+    x_zero: Tensor | None,
+    x_signed: bool,
+    zero_point: Tensor | None,
+    group_size: int | None,
+    *_: Any,
+) -> Launch:
+    try:
+        return fit("gemm_w4a4", device, x.shape[0], packed.shape[0], x_signed, group_size)
+    except Unserved:
+        # From sm_90 on, int4 products are emulated: the int8 kernels are faster, on activations unpacked to bytes.
+        return fit("gemm_w4a8", device, x.shape[0], packed.shape[0], x_signed, group_size)
+
+
+@register("gemm_w4a4", "cuda", _plan_cuda)
+def _cuda(
+    launch: Launch,
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    x_scale: Tensor,
+    length: int,
+    x_zero: Tensor | None,
+    x_signed: bool,
+    zero_point: Tensor | None,
+    *options: Any,
+) -> Tensor:
+    if launch.kernel.op == "gemm_w4a8":
+        codes = unpack(x, 4, x_signed, length).to(torch.int8 if x_signed else torch.uint8)
+        return multiply_on_cuda(launch, codes, packed, scale, x_scale, x_zero, zero_point, *options)
+    weights = kept("cuda gemm_w4a4", weights_w4a4, packed, scale, zero_point, length, *options)
+    rows = aligned_rows(x)
+    y = torch.empty(x.shape[0], packed.shape[0], device=x.device)
+    launch(
+        x.device,
+        {
+            "x": rows,
+            "weight": weights.codes,
+            "scale": weights.scale,
+            "zero_point": weights.zero,
+            "sums": weights.sums,
+            "x_scale": x_scale.contiguous(),
+            "x_zero": None if x_zero is None else x_zero.contiguous(),
+            "y": y,
+            "m": x.shape[0],
+            "n": packed.shape[0],
+            "row_bytes": 4 * rows.shape[1],
+            "groups": weights.scale.shape[0],
+            "group_size": options[0] or length,
+        },
+    )
+    return y

@@ -10,7 +10,8 @@ from torch import Tensor
 from pyquant import reference
 from pyquant.errors import ShapeError
 from pyquant.ops.backend import choose, register, run
-from pyquant.ops.gemm_w4 import multiply
+from pyquant.ops.cuda_launch import Launch, fit
+from pyquant.ops.gemm_w4 import multiply, multiply_on_cuda
 from pyquant.ops.packed_w4 import PackedW4, check_weights, packed_layer
 from pyquant.ops.quantize_rows import check_rows
 
@@ -42,7 +43,7 @@ def linear_w4(
         group_size: 32, 64 or 128 inputs that share a scale; None for a whole row.
         signed: whether weight codes are two's complement or unsigned.
         bits: 4, 3 or 2 bits a weight.
-        backend: ``"auto"``, ``"reference"`` or ``"cpu"``.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
 
     Returns:
         ``[..., N]``, dtype of ``x``.
@@ -134,6 +135,18 @@ def _reference(
 ) -> Tensor:
     codes, x_scale = reference.quantize_rows(x.reshape(-1, x.shape[-1]))
     y = multiply(codes, packed, scale, x_scale, None, zero_point, group_size, signed, bits)
+    return y.to(x.dtype).reshape(*x.shape[:-1], -1)
+
+
+def _plan_cuda(device: torch.device, x: Tensor, packed: Tensor, scale: Tensor, *rest: Any) -> Launch:
+    return fit("gemm_w4a8", device, x.numel() // x.shape[-1], packed.shape[0], True, rest[1])
+
+
+@register("linear_w4", "cuda", _plan_cuda)
+def _cuda(launch: Launch, x: Tensor, packed: Tensor, scale: Tensor, *rest: Any) -> Tensor:
+    # No CUDA kernel quantises rows: the best of the others does.
+    codes, x_scale = run("quantize_rows", "auto", x.reshape(-1, x.shape[-1]).contiguous())
+    y = multiply_on_cuda(launch, codes, packed, scale, x_scale, None, *rest)
     return y.to(x.dtype).reshape(*x.shape[:-1], -1)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from pyquant import reference
 from pyquant.errors import DTypeError, ShapeError
 from pyquant.ops.backend import extension, register, run
+from pyquant.ops.triton_launch import FLOATS as TRITON_FLOATS
+from pyquant.ops.triton_launch import target_of
 
 # How the extension numbers the types.
 FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -22,7 +26,7 @@ def quantize_rows(x: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
 
     Args:
         x: ``[M, K]`` float32, bfloat16 or float16, computed in float32.
-        backend: ``"auto"``, ``"reference"`` or ``"cpu"``.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``.
 
     Returns:
         ``[M, K]`` int8 codes within -127..127 and ``[M]`` float32 scales, real units a step.
@@ -56,6 +60,21 @@ def _fake(x: Tensor) -> tuple[Tensor, Tensor]:
 @register("quantize_rows", "reference")
 def _reference(x: Tensor) -> tuple[Tensor, Tensor]:
     return reference.quantize_rows(x)
+
+
+def _plan_triton(device: torch.device, x: Tensor) -> Any:
+    target = target_of(device)
+    from pyquant.kernels import quantize_rows as kernel
+
+    return kernel.choose(kernel.Description(x.shape[1], TRITON_FLOATS[x.dtype]), target)
+
+
+@register("quantize_rows", "triton", _plan_triton)
+def _triton(chosen: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    from pyquant.kernels import quantize_rows as kernel
+
+    codes, scale, _ = kernel.launch(x.contiguous())
+    return codes, scale
 
 
 @register("quantize_rows", "cpu")

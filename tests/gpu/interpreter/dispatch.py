@@ -1,0 +1,105 @@
+"""Ops on the triton backend, from the call to the bytes; on the CPU the kernels run in the interpreter."""
+
+from __future__ import annotations
+
+import torch
+
+from pyquant.grid import Grid
+from pyquant.ops import backend
+from pyquant.ops.fake_quantize import fake_quantize, fake_quantize_backward, quantize
+from pyquant.ops.gemm_s8 import gemm_s8, gemm_s8_float
+from pyquant.ops.quantize_rows import quantize_rows
+from tests.gpu.interpreter.guarded import same_bytes
+
+CASES = {
+    "gemm_s8-M17-N63-K130": {"op": "gemm_s8", "shape": (17, 63, 130)},
+    "gemm_s8-strided": {"op": "gemm_s8", "shape": (5, 9, 64), "strided": True},
+    "quantize_rows": {"op": "quantize_rows"},
+    "fake_quantize-tensor": {"op": "fake_quantize", "grid": Grid(8, signed=False)},
+    "fake_quantize-axis": {"op": "fake_quantize", "grid": Grid(4, axis=1)},
+    "fake_quantize-groups": {"op": "fake_quantize", "grid": Grid(4, axis=0, group_size=32)},
+    "empty": {"op": "empty"},
+    "printed": {"op": "printed"},
+    "auto-on-a-cpu": {"op": "auto"},
+}
+
+
+def check(device, op, **options):
+    """Compare with the reference on the CPU."""
+    globals()[f"check_{op}"](torch.device(device), **options)
+
+
+def check_gemm_s8(device, shape, strided=False):
+    m, n, k = shape
+    generator = torch.Generator().manual_seed(m)
+    x = torch.randint(0, 256, (m, k), generator=generator, dtype=torch.uint8)
+    weight = torch.randint(-128, 128, (n, k), generator=generator).to(torch.int8)
+    given = (
+        x,
+        weight,
+        torch.rand(n, generator=generator) / (60 * k**0.5),
+        torch.randn(n, generator=generator),
+    )
+    if strided:
+        given = (x[:, ::2], weight[:, ::2], *given[2:])
+    there = tuple(tensor.to(device) for tensor in given)
+    for x_zero in (3, 250):
+        options = {"x_zero": x_zero, "y_zero": 100, "low": 2, "high": 240}
+        same_bytes(
+            gemm_s8(*there, **options, backend="triton"), gemm_s8(*given, **options, backend="reference")
+        )
+        want = gemm_s8_float(*given, x_zero=x_zero, backend="reference")
+        same_bytes(gemm_s8_float(*there, x_zero=x_zero, backend="triton"), want)
+
+
+def check_quantize_rows(device):
+    x = torch.randn(7, 65, generator=torch.Generator().manual_seed(1))
+    want = quantize_rows(x, backend="reference")
+    for got, right in zip(quantize_rows(x.to(device), backend="triton"), want, strict=True):
+        same_bytes(got, right)
+
+
+def check_fake_quantize(device, grid):
+    generator = torch.Generator().manual_seed(2)
+    x, dy = torch.randn(6, 64, generator=generator) * 30, torch.randn(6, 64, generator=generator)
+    shape = grid.scale_shape(x.shape)
+    scale = torch.rand(shape, generator=generator) * 0.2 + 0.05
+    zero = torch.randint(grid.qmin, grid.qmax + 1, shape, generator=generator).float()
+    there = x.to(device), scale.to(device), zero.to(device)
+    same_bytes(fake_quantize(*there, grid, "triton"), fake_quantize(x, scale, zero, grid, "reference"))
+    same_bytes(quantize(*there, grid, "triton"), quantize(x, scale, zero, grid, "reference"))
+    got = fake_quantize_backward(dy.to(device), *there, grid, "triton")
+    want = fake_quantize_backward(dy, x, scale, zero, grid, "reference")
+    same_bytes(got[0], want[0])
+    # Sums in float32, in blocks, against the reference's in float64.
+    for sums, right in zip(got[1:], want[1:], strict=True):
+        bound = x.numel() * 2.0**-23 * float((dy.abs() * 2**grid.bits).sum())
+        assert float((sums.cpu() - right).abs().max()) <= bound and bool(right.any())
+
+
+def check_empty(device):
+    x, scale, zero = (
+        torch.empty(0, 3, device=device),
+        torch.ones((), device=device),
+        torch.zeros((), device=device),
+    )
+    assert fake_quantize(x, scale, zero, Grid(8), "triton").shape == (0, 3)
+
+
+def check_printed(device):
+    x, weight, one = (
+        torch.zeros(5, 64, dtype=torch.uint8),
+        torch.zeros(7, 64, dtype=torch.int8),
+        torch.ones(7),
+    )
+    given = tuple(tensor.to(device) for tensor in (x, weight, one, one))
+    line = str(backend.choose("gemm_s8", device, "triton", (*given, 0, 0, 0, 255)))
+    assert line.startswith("gemm_s8 -> triton with gemm_s8 on ") and line.endswith("stages (pinned)"), line
+    line = str(backend.choose("quantize_rows", device, "triton", (torch.zeros(3, 64, device=device),)))
+    assert line.startswith("quantize_rows -> triton with quantize_rows on "), line
+
+
+def check_auto(device):
+    """The interpreter is for tests: nobody gets it unasked."""
+    served = backend.choose("gemm_s8", "cpu").backend
+    assert served in ("cpu", "reference"), served

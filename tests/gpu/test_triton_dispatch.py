@@ -1,0 +1,13 @@
+"""Ops on the triton backend in Triton's interpreter, which needs a process of its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.gpu.interpreter import dispatch
+from tests.gpu.test_interpreter import assert_right
+
+
+@pytest.mark.parametrize("case", dispatch.CASES)
+def test_ops_on_triton(case: str) -> None:
+    assert_right("dispatch", case)
