@@ -181,7 +181,13 @@ def requantize(
     Returns:
         uint8 codes shaped like ``acc``.
     """
-    y = affine(acc, multiplier, bias)
+    return to_codes(affine(acc, multiplier, bias), y_zero, low, high, residual)
+
+
+def to_codes(
+    y: Tensor, y_zero: int, low: int, high: int, residual: tuple[Tensor, int, float] | None = None
+) -> Tensor:
+    """The second half of :func:`requantize`: of float32 in steps of the result, uint8 codes."""
     if residual is not None:
         codes, zero, scale = residual
         y = y + (codes.float() - zero) * torch.tensor(scale, dtype=torch.float32)

@@ -15,6 +15,7 @@ from pyquant.ops.backend import extension, missing
 from pyquant.ops.section import SectionData
 from pyquant.runtime.execute_reference import run_aten
 from pyquant.runtime.geometry import check_op
+from pyquant.runtime.inputs import checked_inputs, dims
 from pyquant.runtime.program import Op, Program, Value
 from pyquant.runtime.section import write_section
 
@@ -71,7 +72,8 @@ class CpuExecutor:
             ShapeError: a shape or the number of inputs is wrong, or the batch is empty.
             DTypeError: a dtype or device is wrong.
         """
-        values: dict[str, Any] = dict(zip(self.program.inputs, self._checked(inputs), strict=True))
+        given = checked_inputs(self.program, inputs, torch.device("cpu"))
+        values: dict[str, Any] = dict(zip(self.program.inputs, given, strict=True))
         batch = inputs[0].shape[0]
         for region in self.regions:
             if region.engine is None:
@@ -95,7 +97,7 @@ class CpuExecutor:
         if not isinstance(x, Tensor) or tuple(x.shape) != (batch, *shape):
             given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ShapeError(
-                f"the float node {name!r} gave {given}; the program says [{batch}, {_dims(shape)}]."
+                f"the float node {name!r} gave {given}; the program says [{batch}, {dims(shape)}]."
             )
         dtype = torch.uint8 if self.program.values[name].kind == "codes" else torch.float32
         if x.dtype != dtype:
@@ -106,34 +108,6 @@ class CpuExecutor:
     def _empty(value: Value, batch: int) -> Tensor:
         dtype = torch.uint8 if value.kind == "codes" else torch.float32
         return torch.empty(batch, *value.shape, dtype=dtype)
-
-    def _checked(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        names = self.program.inputs
-        if len(inputs) != len(names):
-            raise ShapeError(
-                f"the program takes {len(names)} inputs ({', '.join(names)}), not {len(inputs)}."
-            )
-        for name, x in zip(names, inputs, strict=True):
-            value = self.program.values[name]
-            dtype = torch.uint8 if value.kind == "codes" else torch.float32
-            if not isinstance(x, Tensor) or x.dtype != dtype:
-                given = x.dtype if isinstance(x, Tensor) else type(x).__name__
-                raise DTypeError(f"input {name!r} is {given}; the program takes {dtype} tensors.")
-            if x.device.type != "cpu":
-                raise DTypeError(
-                    f"input {name!r} is on {x.device}; the cpu executor takes CPU tensors: call .cpu()."
-                )
-            if x.dim() != len(value.shape) + 1 or tuple(x.shape[1:]) != value.shape:
-                raise ShapeError(
-                    f"input {name!r} has shape {list(x.shape)}; the program takes [B, {_dims(value.shape)}]."
-                )
-            if x.shape[0] != inputs[0].shape[0]:
-                raise ShapeError(
-                    f"inputs have batches of {inputs[0].shape[0]} and {x.shape[0]}; give all the same batch."
-                )
-            if x.shape[0] == 0:
-                raise ShapeError(f"input {name!r} holds an empty batch; give at least one sample.")
-        return [x.resolve_neg().contiguous() for x in inputs]
 
     # ---------------------------------------------------------------------------------------- splitting
     def _split(self) -> tuple[Region, ...]:
@@ -186,7 +160,3 @@ def load(program: Program, ops: Sequence[Op], inputs: Sequence[str], outputs: Se
         return extension().Engine(*data.finish(writer, outputs), isa)  # type: ignore[union-attr]
     except (ValueError, OverflowError, struct.error) as error:
         raise BackendError(f"{error}.") from None
-
-
-def _dims(shape: tuple[int, ...]) -> str:
-    return ", ".join(str(size) for size in shape)

@@ -42,12 +42,12 @@ class ReferenceExecutor:
     def _run(self, op: Op, inputs: Sequence[Any], batch: int) -> Any:
         a = op.attributes
         if op.kind == "quantize":
-            codes = reference.quantize(
-                inputs[0], _f32(a["scale"]), _f32(a["zero_point"]), a["low"], a["high"]
-            )
+            scale, zero = (_f32(a[name], inputs[0]) for name in ("scale", "zero_point"))
+            codes = reference.quantize(inputs[0], scale, zero, a["low"], a["high"])
             return to_codes_layout(codes.to(torch.uint8))
         if op.kind == "dequantize":
-            floats = reference.dequantize(inputs[0], _f32(a["scale"]), _f32(a["zero_point"]))
+            scale, zero = (_f32(a[name], inputs[0]) for name in ("scale", "zero_point"))
+            floats = reference.dequantize(inputs[0], scale, zero)
             return to_torch_layout(floats, self.program.values[op.output].shape)
         if op.kind == "conv":
             return self._conv(op, inputs)
@@ -84,7 +84,9 @@ class ReferenceExecutor:
 
     def _conv(self, op: Op, inputs: Sequence[Tensor]) -> Tensor:
         a, weight = op.attributes, self.weights[op.output]
-        zero = op.tensors.get("weight_zero", torch.zeros(weight.shape[0], dtype=torch.int32))
+        zero = op.tensors.get("weight_zero")
+        if zero is None:
+            zero = weight.new_zeros(weight.shape[0])
         acc = reference.accumulate_conv(
             inputs[0], a["x_zero"], weight, zero, a["stride"], a["padding"], a["dilation"], a["groups"]
         )
@@ -129,8 +131,9 @@ def to_torch_layout(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x.reshape(x.shape[0], *shape)
 
 
-def _f32(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float32)
+def _f32(value: float, like: Tensor) -> Tensor:
+    """A number where a tensor is; filled in there, as a graph that is captured copies nothing."""
+    return torch.full((), value, dtype=torch.float32, device=like.device)
 
 
 def sizes(program: Program) -> Mapping[str, int]:

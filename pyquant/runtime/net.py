@@ -17,6 +17,7 @@ from pyquant.model import QModel
 from pyquant.ops import backend as backends
 from pyquant.runtime import checkpoint
 from pyquant.runtime.execute_cpu import CpuExecutor
+from pyquant.runtime.execute_gpu import GpuExecutor, GpuSteps
 from pyquant.runtime.execute_reference import ReferenceExecutor
 from pyquant.runtime.lower import lower
 from pyquant.runtime.program import BOUNDARY_KINDS, INTEGER_KINDS, Op, Program
@@ -24,14 +25,22 @@ from pyquant.runtime.validate import validate
 
 
 @backends.register("program", "reference")
-def _reference(program: Program, threads: int | None) -> ReferenceExecutor:
+def _reference(net: Net) -> ReferenceExecutor:
     # Plain torch, which shares work out by its own setting.
-    return ReferenceExecutor(program)
+    on_cpu = net.device.type == "cpu"
+    return ReferenceExecutor(net.program) if on_cpu else GpuSteps(net.program, net.device, "reference")
 
 
 @backends.register("program", "cpu")
-def _cpu(program: Program, threads: int | None) -> CpuExecutor:
-    return CpuExecutor(program, threads)
+def _cpu(net: Net) -> CpuExecutor:
+    return CpuExecutor(net.program, net.threads)
+
+
+@backends.register("program", "triton")
+@backends.register("program", "cuda")
+def _gpu(net: Net) -> GpuExecutor:
+    # With auto, each layer takes the best that serves it.
+    return GpuExecutor(net.program, net.device, net.backend)
 
 
 class Net:
@@ -40,8 +49,9 @@ class Net:
     Args:
         program: the integer program, valid.
         info: any JSON to keep with it in a file.
-        backend: ``"auto"``, ``"cpu"`` or ``"reference"``; all give the same bytes.
+        backend: ``"auto"``, ``"cpu"``, ``"reference"``, ``"triton"`` or ``"cuda"``; all give the same bytes.
         threads: threads of a call on the cpu backend; None takes torch's number.
+        device: where the inputs will be, such as ``"cuda"``; None is a GPU for triton and cuda, and else the CPU.
 
     A copy or a pickle takes the program along and chooses its backend anew, where it is opened.
 
@@ -59,6 +69,7 @@ class Net:
         *,
         backend: str = "auto",
         threads: int | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         # bool is an int to Python, and nobody's number of threads.
         if threads is not None and (not isinstance(threads, int) or threads is True or threads < 1):
@@ -69,16 +80,16 @@ class Net:
         self.info: dict[str, Any] = dict(info or {})
         self.backend = backend
         self.threads = threads
-        self.choice = backends.choose("program", "cpu", backend)
+        self.device = torch.device(device or ("cuda" if backend in ("triton", "cuda") else "cpu"))
+        self.choice = backends.choose("program", self.device, backend)
         try:
-            self._executor = self.choice.kernel(program, threads)
+            self._executor = self.choice.kernel(self)
         except BackendError as error:
             if backend != "auto" or self.choice.backend == "reference":
                 raise
-            self.choice = replace(
-                backends.choose("program", "cpu", "reference"), why=f"the cpu backend cannot: {error}"
-            )
-            self._executor = self.choice.kernel(program, threads)
+            why = f"the {self.choice.backend} backend cannot: {error}"
+            self.choice = replace(backends.choose("program", self.device, "reference"), why=why)
+            self._executor = self.choice.kernel(self)
 
     def __repr__(self) -> str:
         values, ops = self.program.values, self.program.ops
@@ -91,20 +102,21 @@ class Net:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The executor holds handles of the engine, which only this process knows.
-        return partial(type(self), backend=self.backend, threads=self.threads), (self.program, self.info)
+        anew = partial(type(self), backend=self.backend, threads=self.threads, device=self.device)
+        return anew, (self.program, self.info)
 
     def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run one batch.
 
         Args:
-            inputs: one ``[B, ...]`` float32 CPU tensor per input of the network, in torch's layout.
+            inputs: one ``[B, ...]`` float32 tensor per input of the network, on its device, in torch's layout.
 
         Returns:
             The output in torch's layout; a tuple where the network has several.
 
         Raises:
             ShapeError: the number of inputs or a shape is wrong, batches differ, or the batch is empty.
-            DTypeError: an input is no tensor, not float32, or not on the CPU.
+            DTypeError: an input is no tensor, not float32, or not on the network's device.
         """
         self._check(inputs)
         outputs = self._executor(*inputs)
@@ -121,9 +133,10 @@ class Net:
             dtype = torch.uint8 if value.kind == "codes" else torch.float32
             if not isinstance(x, Tensor):
                 raise DTypeError(f"input {name!r} is a {type(x).__name__}; give a torch tensor.")
-            if x.device.type != "cpu" or x.layout != torch.strided:
+            if x.device.type != self.device.type or x.layout != torch.strided:
+                here = "the CPU" if self.device.type == "cpu" else self.device
                 raise DTypeError(
-                    f"input {name!r} is a {x.layout} tensor on {x.device}; give a dense tensor on the CPU."
+                    f"input {name!r} is a {x.layout} tensor on {x.device}; give a dense tensor on {here}."
                 )
             if x.dtype != dtype:
                 cast = "x.float()" if dtype == torch.float32 else "codes as uint8"
@@ -146,9 +159,11 @@ class Net:
         """
         checkpoint.save(self.program, path, self.info)
 
-    def with_backend(self, backend: str, threads: int | None = None) -> Net:
-        """The same network on another backend, or with another number of threads."""
-        return Net(self.program, self.info, backend=backend, threads=threads)
+    def with_backend(
+        self, backend: str, threads: int | None = None, device: torch.device | str | None = None
+    ) -> Net:
+        """The same network on another backend or device, or with another number of threads."""
+        return Net(self.program, self.info, backend=backend, threads=threads, device=device)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -213,12 +228,18 @@ class Net:
         return rows
 
 
-def deploy(q: QModel, *, backend: str = "auto", threads: int | None = None) -> Net:
+def deploy(
+    q: QModel,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    device: torch.device | str | None = None,
+) -> Net:
     """Lower a calibrated model to an integer network.
 
     Args:
         q: a calibrated model.
-        backend, threads: as of :class:`Net`.
+        backend, threads, device: as of :class:`Net`.
 
     Returns:
         The network; ``info["plan"]`` holds (weight bits, input bits) of every site.
@@ -235,17 +256,23 @@ def deploy(q: QModel, *, backend: str = "auto", threads: int | None = None) -> N
     program = lower(q)
     validate(program)
     plan = {site: [grids.weight.bits, grids.input.bits] for site, grids in q.plan.items()}
-    return Net(program, {"plan": plan}, backend=backend, threads=threads)
+    return Net(program, {"plan": plan}, backend=backend, threads=threads, device=device)
 
 
-def load(path: str | os.PathLike[str], *, backend: str = "auto", threads: int | None = None) -> Net:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    device: torch.device | str | None = None,
+) -> Net:
     """Load a network that :meth:`Net.save` wrote; needs nothing of the Python model.
 
     Raises:
         CheckpointError: the file is missing, truncated, altered, or of another format.
         BackendError: as of :class:`Net`.
     """
-    return Net(*checkpoint.load(path), backend=backend, threads=threads)
+    return Net(*checkpoint.load(path), backend=backend, threads=threads, device=device)
 
 
 def _weights(op: Op, program: Program) -> int:

@@ -14,12 +14,16 @@ from pyquant.ops.gemm_w4 import gemm_w4
 from pyquant.ops.gemm_w4a4 import gemm_w4a4
 from pyquant.ops.linear_w4 import linear_w4
 from pyquant.ops.pack import pack
+from pyquant.runtime.execute_gpu import GpuSteps
+from pyquant.runtime.execute_reference import ReferenceExecutor
 from tests.gpu.executor import Executor
 from tests.gpu.fake_driver import COMPILER as C_COMPILER
 from tests.gpu.fake_driver import FakeDriver, OnDevice, image
 from tests.gpu.on_executor import ExecutorDriver, serve
 from tests.ops.test_gemm_s8 import case
 from tests.ops.w4_cases import rows, same_bytes, weights
+from tests.runtime.random_program import random_conv, random_network
+from tests.runtime.test_execute_cpu import assert_same_bytes
 
 CPU = torch.device("cpu")
 
@@ -96,6 +100,20 @@ def test_linear_w4(cuda: ExecutorDriver, dtype: torch.dtype) -> None:
     assert got.dtype == dtype and got.shape == (2, 3, 24)
     assert same_bytes(got, linear_w4(x, **given, group_size=64, backend="reference"))
     assert cuda.launched == ["gemm_w4a8_signed_group_16x128"]
+
+
+def test_programs(cuda: ExecutorDriver) -> None:
+    """The steps of the GPU executor, products on the kernels: residuals, float results, windows, dilation."""
+    for seed in range(40):
+        program, inputs = random_conv(seed)
+        if program.ops[-1].attributes.get("groups", 1) == 1:
+            assert_same_bytes(GpuSteps(program, "cpu", "cuda")(*inputs), ReferenceExecutor(program)(*inputs))
+    kinds = {entry.rpartition("_")[0] for entry in cuda.launched}
+    assert kinds == {"gemm_s8_codes", "gemm_s8_floats"} and len(cuda.launched) > 10
+    program, inputs = random_network(1)
+    launched = len(cuda.launched)
+    assert_same_bytes(GpuSteps(program, "cpu", "auto")(*inputs), ReferenceExecutor(program)(*inputs))
+    assert len(cuda.launched) == launched, "auto keeps to the CPU's backends there"
 
 
 # ------------------------------------------------------------------------------------------------- what is chosen

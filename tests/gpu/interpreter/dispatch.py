@@ -9,7 +9,10 @@ from pyquant.ops import backend
 from pyquant.ops.fake_quantize import fake_quantize, fake_quantize_backward, quantize
 from pyquant.ops.gemm_s8 import gemm_s8, gemm_s8_float
 from pyquant.ops.quantize_rows import quantize_rows
+from pyquant.runtime.execute_gpu import GpuSteps
+from pyquant.runtime.execute_reference import ReferenceExecutor
 from tests.gpu.interpreter.guarded import same_bytes
+from tests.runtime.random_program import random_conv
 
 CASES = {
     "gemm_s8-M17-N63-K130": {"op": "gemm_s8", "shape": (17, 63, 130)},
@@ -19,6 +22,7 @@ CASES = {
     "fake_quantize-axis": {"op": "fake_quantize", "grid": Grid(4, axis=1)},
     "fake_quantize-groups": {"op": "fake_quantize", "grid": Grid(4, axis=0, group_size=32)},
     "empty": {"op": "empty"},
+    **{f"program-{seed}": {"op": "program", "seed": seed} for seed in (0, 1, 2, 3)},
     "printed": {"op": "printed"},
     "auto-on-a-cpu": {"op": "auto"},
 }
@@ -75,6 +79,18 @@ def check_fake_quantize(device, grid):
     for sums, right in zip(got[1:], want[1:], strict=True):
         bound = x.numel() * 2.0**-23 * float((dy.abs() * 2**grid.bits).sum())
         assert float((sums.cpu() - right).abs().max()) <= bound and bool(right.any())
+
+
+def check_program(device, seed):
+    """The first random convolution without groups from this seed on, as the GPU executor's steps."""
+    for start in range(10 * seed, 10 * seed + 10):
+        program, inputs = random_conv(start)
+        if program.ops[-1].attributes.get("groups", 1) == 1:
+            got = GpuSteps(program, device, "triton")(*(x.to(device) for x in inputs))
+            for value, right in zip(got, ReferenceExecutor(program)(*inputs), strict=True):
+                same_bytes(value, right)
+            return
+    raise AssertionError("every convolution of these seeds has groups")
 
 
 def check_empty(device):

@@ -1,0 +1,236 @@
+"""The GPU executor: the steps of a program on CUDA tensors, captured once as a graph and replayed.
+
+The steps are the reference's, on the device, except for what takes the time: a convolution is a matrix product by the ops of the
+triton or the cuda backend, which every sum of codes can be brought to. Grouped ones are summed by taps in plain torch.
+
+Nothing here has run on a GPU yet. What has, on a CPU and byte for byte: the steps, with the CUDA kernels executed by the tests'
+executor and with Triton's in its interpreter; and the rules of which call replays what, with a graph that only says it is one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import pyquant.ops.gemm_s8  # noqa: F401 (registers what is chosen from)
+from pyquant import reference
+from pyquant.errors import BackendError
+from pyquant.ops.backend import Choice, choose
+from pyquant.ops.conv_s8 import check_accumulator
+from pyquant.ops.cuda_launch import index_of, stream_of
+from pyquant.runtime.execute_reference import ReferenceExecutor, to_torch_layout
+from pyquant.runtime.geometry import check_op
+from pyquant.runtime.inputs import checked_inputs
+from pyquant.runtime.program import Op, Program
+
+# Graphs that a caller keeps, each with an arena of its own; of more shapes the one unused for longest goes.
+GRAPHS = 16
+# Runs before a capture: the first compiles, loads and lays out, the second finds all of it there.
+WARM_UP = 2
+
+
+class GpuSteps(ReferenceExecutor):
+    """Runs a program op by op on a device.
+
+    Args:
+        program: the integer program.
+        device: where to compute; inputs have to be there.
+        backend: of the matrix products: ``"auto"``, ``"reference"``, ``"triton"`` or ``"cuda"``; all give the same bytes.
+
+    Attributes:
+        choices: of each convolution that has run, what served it; ``str`` of one names its kernel.
+
+    Raises:
+        BackendError: the pinned backend cannot serve an op of the program.
+        ShapeError: the program's values do not fit each other, or sums could leave int32.
+    """
+
+    def __init__(self, program: Program, device: torch.device | str, backend: str = "auto") -> None:
+        for op in program.ops:
+            check_op(op, program.values)
+        device = torch.device(device)
+        self.device = torch.device("cuda", index_of(device)) if device.type == "cuda" else device
+        self.backend = backend
+        self.choices: dict[str, Choice] = {}
+        self.products: dict[str, Tensor] = {}
+        super().__init__(program)
+        for op in program.ops:
+            if op.kind == "conv":
+                self._prepare(op)
+        self.program = _on(program, self.device)
+
+    def _prepare(self, op: Op) -> None:
+        """Lay out the weight as ``[N, KH KW C]`` int8 less its zero point, where that fits."""
+        weight = self.weights[op.output].permute(0, 2, 3, 1).flatten(1)
+        zero = op.tensors.get("weight_zero")
+        if zero is not None:
+            weight = weight - zero[:, None]
+        check_accumulator(weight.shape[1], op.attributes["x_zero"], weight, op.name)
+        why = None
+        if op.attributes["groups"] != 1:
+            why = "its channels are in groups"
+        elif int(weight.min()) < -128 or int(weight.max()) > 127:
+            why = "its weight less the zero point does not fit int8"
+        if why is None:
+            self.products[op.output] = weight.to(torch.int8).contiguous().to(self.device)
+            del self.weights[op.output]
+            return
+        self.weights[op.output] = self.weights[op.output].to(self.device)
+        if self.backend not in ("auto", "reference"):
+            raise BackendError(
+                f"backend={self.backend!r} cannot serve {op.name!r}: {why}; use auto or reference."
+            )
+
+    def _conv(self, op: Op, inputs: Sequence[Tensor]) -> Tensor:
+        weight = self.products.get(op.output)
+        if weight is None:
+            return super()._conv(op, inputs)
+        a, value = op.attributes, self.program.values[op.output]
+        rows = patches(inputs[0], a["kernel"], a["stride"], a["padding"], a["dilation"], a["x_zero"])
+        given = (rows.flatten(0, 2), weight, op.tensors["multiplier"], op.tensors["bias"], a["x_zero"])
+        shape = (*rows.shape[:3], weight.shape[0])
+        if value.kind == "codes" and len(inputs) == 1:
+            return self._product("gemm_s8", op, *given, a["y_zero"], a["low"], a["high"]).reshape(shape)
+        y = self._product("gemm_s8_float", op, *given).reshape(shape)
+        if value.kind == "float":
+            return to_torch_layout(y, value.shape)
+        residual = (inputs[1], a["residual_zero"], a["residual_scale"])
+        return reference.to_codes(y, a["y_zero"], a["low"], a["high"], residual)
+
+    def _product(self, name: str, op: Op, *arguments: Tensor | int) -> Tensor:
+        choice = choose(name, self.device, self.backend, arguments)
+        self.choices[op.output] = choice
+        return choice.kernel(*arguments)
+
+
+def patches(
+    x: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    x_zero: int,
+) -> Tensor:
+    """What each output of a convolution sees, as rows of a matrix product.
+
+    Args:
+        x: ``[B, H, W, C]`` codes.
+        kernel, stride, dilation: ``(vertical, horizontal)``.
+        padding: ``(top, left, bottom, right)``, filled with ``x_zero``.
+
+    Returns:
+        ``[B, OH, OW, KH KW C]``; a view of ``x`` where every output sees one pixel.
+    """
+    top, left, bottom, right = padding
+    if any(padding):
+        x = functional.pad(x, (0, 0, left, right, top, bottom), value=x_zero)
+    x = x.contiguous()
+    batch, height, width, channels = x.shape
+    oh, ow = (
+        (size - d * (k - 1) - 1) // s + 1
+        for size, k, s, d in zip((height, width), kernel, stride, dilation, strict=True)
+    )
+    image, row, column, one = x.stride()
+    strides = (image, stride[0] * row, stride[1] * column, dilation[0] * row, dilation[1] * column, one)
+    return x.as_strided((batch, oh, ow, *kernel, channels), strides).flatten(3)
+
+
+class GpuExecutor:
+    """Runs a program by replaying captured graphs: one, with its own memory, for each thread, stream and shape of a batch.
+
+    Args:
+        program, device, backend: as of :class:`GpuSteps`.
+
+    Raises:
+        BackendError, ShapeError: as of :class:`GpuSteps`.
+    """
+
+    def __init__(self, program: Program, device: torch.device | str = "cuda", backend: str = "auto") -> None:
+        self.program = program
+        self.steps = GpuSteps(program, device, backend)
+        self._callers = threading.local()
+        self._capturing = threading.Lock()
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run one batch on the device's current stream; the outputs are the caller's to keep.
+
+        Args:
+            inputs: ``[B, ...]`` float32 tensors on the device in torch's layout; where an input is codes, uint8 ``[B, H, W, C]``.
+
+        Raises:
+            ShapeError: a shape or the number of inputs is wrong, or the batch is empty.
+            DTypeError: a dtype or device is wrong.
+            BackendError: the device has no memory left, or cannot capture a graph of this program.
+        """
+        given = checked_inputs(self.program, inputs, self.steps.device)
+        graphs = self._callers.__dict__.setdefault("graphs", OrderedDict())
+        key = (given[0].device, stream_of(given[0].device), given[0].shape[0])
+        if key not in graphs:
+            with self._capturing:
+                graphs[key] = captured(self.steps, given)
+            while len(graphs) > GRAPHS:
+                graphs.popitem(last=False)
+        graphs.move_to_end(key)
+        with torch.no_grad():
+            return graphs[key](*given)
+
+
+def captured(steps: GpuSteps, inputs: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """Capture the steps for inputs of these shapes.
+
+    Returns:
+        A function of such inputs: copies them to where the graph reads, replays it, and copies its outputs.
+
+    Raises:
+        BackendError: the device has no memory left, or cannot capture a graph of this program.
+    """
+    device = inputs[0].device
+    here = [x.detach().clone() for x in inputs]
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.device(device), torch.cuda.stream(side):
+            # Loads the kernels' code, too, which a capture might not survive.
+            for _ in range(WARM_UP):
+                steps(*here)
+            # Other threads go on with their own work meanwhile.
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                outputs = steps(*here)
+    except torch.OutOfMemoryError as error:
+        raise BackendError(
+            f"{device} has no memory left for a batch of {inputs[0].shape[0]}; give smaller ones."
+        ) from error
+    except RuntimeError as error:
+        if isinstance(error, BackendError):
+            raise
+        raise BackendError(
+            f"{device} cannot capture this program as a graph: {str(error).splitlines()[0]}."
+        ) from error
+    torch.cuda.current_stream(device).wait_stream(side)
+
+    def replay(*given: Tensor) -> tuple[Tensor, ...]:
+        for to, x in zip(here, given, strict=True):
+            to.copy_(x)
+        graph.replay()
+        return tuple(y.clone() for y in outputs)
+
+    return replay
+
+
+def _on(program: Program, device: torch.device) -> Program:
+    """The program with its tensors on a device, less the packed weights, which no step reads."""
+
+    def moved(op: Op) -> Op:
+        tensors = {
+            role: t.to(device) for role, t in op.tensors.items() if role != "weight" or op.kind != "conv"
+        }
+        return replace(op, tensors=tensors)
+
+    return replace(program, ops=tuple(map(moved, program.ops)))
