@@ -11,7 +11,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import accuracy, conv_s8, fake_quantize, gemm_s8, gemm_w4a8, limits, network
+from bench import accuracy, conv_s8, fake_quantize, gemm_s8, gemm_w4a8, gpu, limits, network
+from bench.plot import plot
 from bench.record import MACHINE, RESULTS, Row, append, machine
 from bench.timing import keep_memory
 from pyquant.errors import PyquantError
@@ -26,6 +27,7 @@ SUITES: Mapping[str, Callable[[Sequence[int], bool, bool], Iterator[Row]]] = {
     "gemm_w4a8": gemm_w4a8.rows,
     "fake_quantize": fake_quantize.rows,
     "accuracy": accuracy.rows,
+    "gpu": gpu.rows,
 }
 THREADS = {"limits": (1, 2), "network": (1, 2), "accuracy": (2,)}
 NAMES = ("suite", "case", "backend", "threads")
@@ -46,11 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.threads is not None and args.threads < 1:
         parser.error(f"--threads {args.threads}: use 1 or more.")
-    why = missing("cpu")
+    on_gpu = args.suite == "gpu"
+    if on_gpu and gpu.absent() is not None:
+        parser.exit(0, f"{gpu.absent()}\n")
+    why = None if on_gpu else missing("cpu")
     if why is not None:
         parser.exit(1, f"nothing to time: {why}.\n")
     keep_memory()
     where = machine()
+    if on_gpu:
+        where |= gpu.about(torch.device("cuda", torch.cuda.current_device()))
     threads = (args.threads,) if args.threads is not None else THREADS.get(args.suite, (1,))
     before, rows = torch.get_num_threads(), []
     console = Console(width=max(200, Console().width))
@@ -64,7 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(before)
     console.print(_table(rows))
     if not args.quick or args.json is not None:
-        append(args.json or RESULTS / f"{args.suite}.jsonl", rows)
+        path = args.json or RESULTS / f"{args.suite}.jsonl"
+        append(path, rows)
+        if on_gpu:
+            path.with_suffix(".svg").write_text(plot(rows), encoding="utf-8")
     return 0
 
 
