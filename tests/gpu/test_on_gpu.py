@@ -118,12 +118,11 @@ def test_programs_replayed(seed: int) -> None:
         for given in (inputs, turned):
             assert_same_bytes(tuple(y.cpu() for y in executor(*(x.to(CUDA) for x in given))), want(*given))
         found: list[tuple[torch.Tensor, ...]] = []
-        threads = [
-            threading.Thread(
-                target=lambda run=executor, at=inputs: found.append(run(*(x.to(CUDA) for x in at)))
-            )
-            for _ in range(2)
-        ]
+
+        def work(run=executor, given=inputs, into=found) -> None:
+            into.append(run(*(x.to(CUDA) for x in given)))
+
+        threads = [threading.Thread(target=work) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
