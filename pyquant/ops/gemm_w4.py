@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from pyquant.errors import DTypeError, ShapeError
-from pyquant.ops.backend import register, run
+from pyquant.ops.backend import Unserved, register, run
 from pyquant.ops.conv_s8 import check_dtypes
 from pyquant.ops.cuda_launch import Launch, fit
 from pyquant.ops.cuda_layouts import aligned_rows, weights_w4a8
 from pyquant.ops.kept import kept
 from pyquant.ops.pack import unpack
 from pyquant.ops.packed_w4 import check_weights, packed_layer
+from pyquant.ops.triton_launch import target_of
 
 
 def gemm_w4(
@@ -184,6 +185,67 @@ def multiply_on_cuda(
         },
     )
     return y
+
+
+# Sums of 8-bit codes times weights that count as 16 times their code stay within int32 up to here.
+_TRITON_ROW = 131_071
+
+
+def plan_triton(
+    device: torch.device,
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    x_scale: Tensor,
+    x_zero: Tensor | None,
+    zero_point: Tensor | None,
+    group_size: int | None,
+    signed: bool,
+    *_: Any,
+) -> Any:
+    """Triton's configuration for a call of :func:`gemm_w4`."""
+    target = target_of(device)
+    from pyquant.kernels import gemm_w4a8 as kernel
+
+    m, k = x.shape
+    if group_size is None and k > _TRITON_ROW:
+        raise Unserved(f"a row of K={k} is longer than {_TRITON_ROW}; use groups")
+    unsigned = x.dtype != torch.int8
+    zeros = zero_point is not None or not signed, x_zero is not None or unsigned, unsigned
+    return kernel.choose(kernel.Description(m, packed.shape[0], k, group_size or 0, *zeros), target)
+
+
+@register("gemm_w4", "triton", plan_triton)
+def multiply_on_triton(
+    chosen: Any,
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    x_scale: Tensor,
+    x_zero: Tensor | None,
+    zero_point: Tensor | None,
+    *options: Any,
+) -> Tensor:
+    """:func:`gemm_w4` by the configuration that was chosen."""
+    from pyquant.kernels import gemm_w4a8 as kernel
+
+    weight = kept("triton gemm_w4a8", _repacked, packed, scale, zero_point, x.shape[1], *options)
+    zero = None if x_zero is None else x_zero.contiguous()
+    return kernel.launch(x.contiguous(), weight, x_scale.contiguous(), x_zero=zero, configuration=chosen)
+
+
+def _repacked(
+    packed: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    length: int,
+    group_size: int | None,
+    signed: bool,
+    bits: int,
+) -> Any:
+    from pyquant.kernels import gemm_w4a8 as kernel
+
+    return kernel.repack(unpack(packed, bits, signed, length), scale, zero_point, group_size, signed)
 
 
 # -------------------------------------------------------------------------------------------------- checks

@@ -12,7 +12,13 @@ from pyquant.ops.backend import Unserved, register, run
 from pyquant.ops.conv_s8 import check_dtypes
 from pyquant.ops.cuda_launch import Launch, fit
 from pyquant.ops.cuda_layouts import aligned_rows, weights_w4a4
-from pyquant.ops.gemm_w4 import check_row_grids, multiply, multiply_on_cuda
+from pyquant.ops.gemm_w4 import (
+    check_row_grids,
+    multiply,
+    multiply_on_cuda,
+    multiply_on_triton,
+    plan_triton,
+)
 from pyquant.ops.kept import kept
 from pyquant.ops.pack import unpack, words_of
 from pyquant.ops.packed_w4 import check_weights, packed_layer
@@ -148,7 +154,7 @@ def _cuda(
     *options: Any,
 ) -> Tensor:
     if launch.kernel.op == "gemm_w4a8":
-        codes = unpack(x, 4, x_signed, length).to(torch.int8 if x_signed else torch.uint8)
+        codes = _bytes(x, x_signed, length)
         return multiply_on_cuda(launch, codes, packed, scale, x_scale, x_zero, zero_point, *options)
     weights = kept("cuda gemm_w4a4", weights_w4a4, packed, scale, zero_point, length, *options)
     rows = aligned_rows(x)
@@ -172,3 +178,39 @@ def _cuda(
         },
     )
     return y
+
+
+def _bytes(x: Tensor, x_signed: bool, length: int) -> Tensor:
+    """Packed activations as 8-bit codes."""
+    return unpack(x, 4, x_signed, length).to(torch.int8 if x_signed else torch.uint8)
+
+
+def _plan_triton(
+    device: torch.device,
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    x_scale: Tensor,
+    length: int,
+    x_zero: Tensor | None,
+    x_signed: bool,
+    *weights: Any,
+) -> Any:
+    shaped = torch.empty(x.shape[0], length, dtype=torch.int8 if x_signed else torch.uint8, device="meta")
+    return plan_triton(device, shaped, packed, scale, x_scale, x_zero, *weights)
+
+
+@register("gemm_w4a4", "triton", _plan_triton)
+def _triton(
+    chosen: Any,
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    x_scale: Tensor,
+    length: int,
+    x_zero: Tensor | None,
+    x_signed: bool,
+    *weights: Any,
+) -> Tensor:
+    # Triton has no int4 product: the int8 one, on activations unpacked to bytes.
+    return multiply_on_triton(chosen, _bytes(x, x_signed, length), packed, scale, x_scale, x_zero, *weights)

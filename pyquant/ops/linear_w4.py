@@ -11,7 +11,7 @@ from pyquant import reference
 from pyquant.errors import ShapeError
 from pyquant.ops.backend import choose, register, run
 from pyquant.ops.cuda_launch import Launch, fit
-from pyquant.ops.gemm_w4 import multiply, multiply_on_cuda
+from pyquant.ops.gemm_w4 import multiply, multiply_on_cuda, multiply_on_triton, plan_triton
 from pyquant.ops.packed_w4 import PackedW4, check_weights, packed_layer
 from pyquant.ops.quantize_rows import check_rows
 
@@ -147,6 +147,18 @@ def _cuda(launch: Launch, x: Tensor, packed: Tensor, scale: Tensor, *rest: Any) 
     # No CUDA kernel quantises rows: the best of the others does.
     codes, x_scale = run("quantize_rows", "auto", x.reshape(-1, x.shape[-1]).contiguous())
     y = multiply_on_cuda(launch, codes, packed, scale, x_scale, None, *rest)
+    return y.to(x.dtype).reshape(*x.shape[:-1], -1)
+
+
+def _plan_triton(device: torch.device, x: Tensor, packed: Tensor, scale: Tensor, *rest: Any) -> Any:
+    shaped = torch.empty(x.numel() // x.shape[-1], x.shape[-1], dtype=torch.int8, device="meta")
+    return plan_triton(device, shaped, packed, scale, scale, None, *rest)
+
+
+@register("linear_w4", "triton", _plan_triton)
+def _triton(chosen: Any, x: Tensor, packed: Tensor, scale: Tensor, *rest: Any) -> Tensor:
+    codes, x_scale = run("quantize_rows", "triton", x.reshape(-1, x.shape[-1]))
+    y = multiply_on_triton(chosen, codes, packed, scale, x_scale, None, *rest)
     return y.to(x.dtype).reshape(*x.shape[:-1], -1)
 
 

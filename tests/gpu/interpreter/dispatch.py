@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import torch
 
+from pyquant.errors import BackendError
 from pyquant.grid import Grid
 from pyquant.ops import backend
 from pyquant.ops.fake_quantize import fake_quantize, fake_quantize_backward, quantize
 from pyquant.ops.gemm_s8 import gemm_s8, gemm_s8_float
+from pyquant.ops.gemm_w4 import gemm_w4
+from pyquant.ops.gemm_w4a4 import gemm_w4a4
+from pyquant.ops.linear_w4 import linear_w4
+from pyquant.ops.pack import pack
 from pyquant.ops.quantize_rows import quantize_rows
 from pyquant.runtime.execute_gpu import GpuSteps
 from pyquant.runtime.execute_reference import ReferenceExecutor
 from tests.gpu.interpreter.guarded import same_bytes
+from tests.ops.w4_cases import rows, weights
 from tests.runtime.random_program import random_conv
 
 CASES = {
@@ -21,6 +27,8 @@ CASES = {
     "fake_quantize-tensor": {"op": "fake_quantize", "grid": Grid(8, signed=False)},
     "fake_quantize-axis": {"op": "fake_quantize", "grid": Grid(4, axis=1)},
     "fake_quantize-groups": {"op": "fake_quantize", "grid": Grid(4, axis=0, group_size=32)},
+    **{f"w4-g{group}": {"op": "w4", "group_size": group, "signed": group != 32} for group in (None, 32, 64)},
+    "long-row": {"op": "long_row"},
     "empty": {"op": "empty"},
     **{f"program-{seed}": {"op": "program", "seed": seed} for seed in (0, 1, 2, 3)},
     "printed": {"op": "printed"},
@@ -79,6 +87,43 @@ def check_fake_quantize(device, grid):
     for sums, right in zip(got[1:], want[1:], strict=True):
         bound = x.numel() * 2.0**-23 * float((dy.abs() * 2**grid.bits).sum())
         assert float((sums.cpu() - right).abs().max()) <= bound and bool(right.any())
+
+
+def check_w4(device, group_size, signed):
+    """gemm_w4, gemm_w4a4 and linear_w4 on one weight, signed and unsigned activations."""
+    n, k = 40, 192
+    weight = weights(n, k, group_size, signed, 4, "none" if signed else "each", 1)
+    there = {key: tensor.to(device) for key, tensor in weight.items()}
+    options = {"group_size": group_size, "signed": signed}
+    for x_signed in (True, False):
+        given = rows(7, k, x_signed, 8, not x_signed, 1)
+        on_device = {key: tensor.to(device) for key, tensor in given.items()}
+        got = gemm_w4(**on_device, **there, **options, backend="triton")
+        same_bytes(got, gemm_w4(**given, **weight, **options, backend="reference"))
+        given = rows(7, k, x_signed, 4, True, 2)
+        given["x"] = pack(given["x"].int(), 4)
+        on_device = {key: tensor.to(device) for key, tensor in given.items()}
+        more = {**options, "length": k, "x_signed": x_signed}
+        got = gemm_w4a4(**on_device, **there, **more, backend="triton")
+        same_bytes(got, gemm_w4a4(**given, **weight, **more, backend="reference"))
+    x = torch.randn(2, 3, k, generator=torch.Generator().manual_seed(5))
+    got = linear_w4(x.to(device), **there, **options, backend="triton")
+    same_bytes(got, linear_w4(x, **weight, **options, backend="reference"))
+
+
+def check_long_row(device):
+    """What its sums do not hold is refused, and auto goes on."""
+    k = 131_072
+    x, packed = torch.zeros(1, k, dtype=torch.uint8), torch.zeros(1, k // 8, dtype=torch.int32)
+    arguments = (x, packed, torch.ones(1, 1), torch.ones(1), None, None, None, True, 4)
+    arguments = tuple(a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments)
+    try:
+        backend.choose("gemm_w4", device, "triton", arguments)
+    except BackendError as error:
+        assert "a row of K=131072 is longer than 131071; use groups; use reference" in str(error), error
+    else:
+        raise AssertionError("a row that is too long was taken")
+    assert backend.choose("gemm_w4", device, "auto", arguments).backend != "triton"
 
 
 def check_program(device, seed):
