@@ -44,7 +44,13 @@ class Launch:
 
 
 def fit(
-    op: str, device: torch.device, m: int, n: int, x_signed: bool = False, group_size: int | None = None
+    op: str,
+    device: torch.device,
+    m: int,
+    n: int,
+    x_signed: bool = False,
+    group_size: int | None = None,
+    word: str = "",
 ) -> Launch:
     """Choose a kernel: the largest tile, less than half of it past the rows, that gives every multiprocessor a block.
 
@@ -53,12 +59,13 @@ def fit(
         device: where it will run.
         m, n: shape of the result.
         x_signed, group_size: of the codes.
+        word: a part of the entry's name.
 
     Raises:
         Unserved: there is no such kernel for the architecture or the groups.
     """
     target = architecture(device)
-    ours = [k for k in KERNELS if k.op == op and k.x_signed == x_signed]
+    ours = [k for k in KERNELS if k.op == op and k.x_signed == x_signed and word in k.entry]
     if not ours:
         raise Unserved(f"its kernels take {'unsigned' if x_signed else 'signed'} activations only")
     running = [k for k in ours if any(runs_on(target, built) for built in k.architectures)]

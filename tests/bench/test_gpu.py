@@ -14,7 +14,7 @@ from bench.record import MACHINE
 from bench.timing import Timing
 from pyquant.errors import BackendError
 from pyquant.ops import backend
-from pyquant.ops.backend import missing
+from pyquant.ops.backend import choose, missing
 
 CPU = torch.device("cpu")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -76,9 +76,20 @@ def test_a_wrong_kernel_is_not_timed(cpu_backends, monkeypatch) -> None:
 
     monkeypatch.setitem(backend._kernels, ("gemm_w4", "cpu"), one_off)
     timed = []
-    with pytest.raises(BackendError, match=r"gemm_w4 -> cpu .* bytes for M=32 N=24 K=64 .* not timed"):
+    with pytest.raises(BackendError, match=r"gemm_w4 -> cpu .* result for M=32 N=24 K=64 .* not timed"):
         list(gpu.shape_rows(32, 24, 64, CPU, timed.append))
     assert timed == []
+
+
+def test_float_products_are_held_to_their_bound() -> None:
+    _, width, arguments = gpu.cases(5, 16, 256, CPU)["gemm_w4a16"]
+    want = choose("gemm_w4a16", CPU, "reference", arguments).kernel(*arguments)
+    assert width == (16, 4) and gpu.right("gemm_w4a16", want, want, arguments)
+    for error in (0.01 * want.float().abs().mean(), torch.nan):
+        wrong = want.clone()
+        wrong[2, 3] += error
+        assert not gpu.right("gemm_w4a16", wrong, want, arguments)
+    assert not gpu.right("gemm_w4", want, want.flip(0), arguments)
 
 
 def test_a_call_is_what_its_graph_takes_over_the_writes_alone() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pyquant.ops import backend, cuda_launch
+from pyquant.ops import backend, cuda_launch, gemm_w4a16
 from tests.gpu.executor import KERNEL, Executor
 
 
@@ -55,5 +55,6 @@ def serve(executor: Executor, patch: pytest.MonkeyPatch, architecture: str = "sm
     patch.setattr(cuda_launch, "driver", lambda: driver)
     patch.setattr(cuda_launch, "stream_of", lambda device: 7)
     patch.setattr(cuda_launch, "index_of", lambda device: 0)
-    patch.setattr(cuda_launch, "processors", lambda device: 4)
+    for page in (cuda_launch, gemm_w4a16):
+        patch.setattr(page, "processors", lambda device: 4)
     return driver

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pyquant.errors import BackendError, ShapeError
+from pyquant.errors import BackendError, DTypeError, ShapeError
 from pyquant.ops import backend, cuda_launch
 from pyquant.ops.cuda_configurations import KERNELS
 from pyquant.ops.cuda_launch import fit, runs_on
 from pyquant.ops.gemm_s8 import gemm_s8, gemm_s8_float
 from pyquant.ops.gemm_w4 import gemm_w4
 from pyquant.ops.gemm_w4a4 import gemm_w4a4
+from pyquant.ops.gemm_w4a16 import gemm_w4a16
 from pyquant.ops.linear_w4 import linear_w4
 from pyquant.ops.pack import pack
 from pyquant.runtime.execute_gpu import GpuSteps
@@ -20,6 +21,7 @@ from tests.gpu.executor import Executor
 from tests.gpu.fake_driver import COMPILER as C_COMPILER
 from tests.gpu.fake_driver import FakeDriver, OnDevice, image
 from tests.gpu.on_executor import ExecutorDriver, serve
+from tests.gpu.test_executor_w4a16 import exact, within_the_bound
 from tests.ops.test_gemm_s8 import case
 from tests.ops.w4_cases import rows, same_bytes, weights
 from tests.runtime.random_program import random_conv, random_network
@@ -100,6 +102,27 @@ def test_linear_w4(cuda: ExecutorDriver, dtype: torch.dtype) -> None:
     assert got.dtype == dtype and got.shape == (2, 3, 24)
     assert same_bytes(got, linear_w4(x, **given, group_size=64, backend="reference"))
     assert cuda.launched == ["gemm_w4a8_signed_group_16x128"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("m", "n", "k", "group_size"), [(3, 70, 512, 128), (17, 300, 96, 32), (1, 1, 40, None)]
+)
+def test_gemm_w4a16(
+    cuda: ExecutorDriver, dtype: torch.dtype, m: int, n: int, k: int, group_size: int | None
+) -> None:
+    """The first shape is split along K, and its parts are added by a kernel of their own."""
+    given = weights(n, k, group_size, False, 4, "each", m)
+    x = torch.randn(m, k, generator=torch.Generator().manual_seed(m)).to(dtype)
+    options = {"group_size": group_size, "signed": False}
+    got = gemm_w4a16(x, **given, **options, backend="cuda")
+    want, terms = exact(x, given, group_size, False, 4)
+    assert within_the_bound(got, want, terms, k, given["scale"].shape[1], 2)
+    assert ("gemm_w4a16_sum" in cuda.launched[-1]) == (m == 3) and len(cuda.launched) == 1 + (m == 3)
+    # The reference rounds the exact product once: the same bound holds it.
+    assert within_the_bound(gemm_w4a16(x, **given, **options, backend="reference"), want, terms * 0, k, 1, 1)
+    with pytest.raises(DTypeError, match=r"x is torch\.float32; gemm_w4a16 takes float16 or bfloat16\."):
+        gemm_w4a16(x.float(), **given, **options)
 
 
 def test_programs(cuda: ExecutorDriver) -> None:

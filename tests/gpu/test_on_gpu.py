@@ -14,12 +14,14 @@ from pyquant.ops.cuda_driver import driver
 from pyquant.ops.gemm_s8 import gemm_s8, gemm_s8_float
 from pyquant.ops.gemm_w4 import gemm_w4
 from pyquant.ops.gemm_w4a4 import gemm_w4a4
+from pyquant.ops.gemm_w4a16 import gemm_w4a16
 from pyquant.ops.linear_w4 import linear_w4
 from pyquant.ops.pack import pack
 from pyquant.runtime.execute_gpu import GpuExecutor
 from pyquant.runtime.execute_reference import ReferenceExecutor
 from tests.gpu.interpreter import dispatch, fake_quantize, quantize_rows
 from tests.gpu.interpreter import gemm_s8 as triton_gemm_s8
+from tests.gpu.test_executor_w4a16 import exact, within_the_bound
 from tests.ops.test_gemm_s8 import case
 from tests.ops.w4_cases import rows, same_bytes, weights
 from tests.runtime.random_program import random_conv, random_network
@@ -95,6 +97,23 @@ def test_linear_w4(dtype: torch.dtype) -> None:
     x = torch.randn(5, 128, generator=torch.Generator().manual_seed(5)).to(dtype)
     got = linear_w4(x.to(CUDA), **there(given), group_size=64, backend="cuda")
     assert same_bytes(got.cpu(), linear_w4(x, **given, group_size=64, backend="reference"))
+
+
+@needs["cuda"]
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("m", "n", "k", "group_size"), [(1, 4096, 4096, 128), (17, 300, 96, 32), (64, 1000, 40, None)]
+)
+def test_gemm_w4a16(dtype: torch.dtype, m: int, n: int, k: int, group_size: int | None) -> None:
+    given = weights(n, k, group_size, False, 4, "each", m)
+    x = torch.randn(m, k, generator=torch.Generator().manual_seed(m)).to(dtype)
+    options = {"group_size": group_size, "signed": False}
+    got = gemm_w4a16(x.to(CUDA), **there(given), **options, backend="cuda")
+    again = gemm_w4a16(x.to(CUDA), **there(given), **options, backend="cuda")
+    want, terms = exact(x, given, group_size, False, 4)
+    # At most a split for every slab of 64.
+    assert within_the_bound(got.cpu(), want, terms, k, given["scale"].shape[1], k // 64 + 1)
+    assert torch.equal(got, again)
 
 
 def test_auto_and_the_reference_serve_cuda_tensors() -> None:

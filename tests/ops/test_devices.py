@@ -9,7 +9,7 @@ from torch import Tensor
 from pyquant import reference
 from pyquant.errors import DTypeError
 from pyquant.grid import Grid
-from pyquant.ops import conv_s8, gemm_s8, gemm_w4, gemm_w4a4, linear_w4, pack, quantize_rows
+from pyquant.ops import conv_s8, gemm_s8, gemm_w4, gemm_w4a4, gemm_w4a16, linear_w4, pack, quantize_rows
 from pyquant.ops.backend import choose
 from pyquant.ops.checks import check_values
 from pyquant.ops.fake_quantize import fake_quantize
@@ -33,10 +33,11 @@ OPS = {
     "gemm_w4": (empty(5, 64, dtype=U8), PACKED, GRIDS[0], empty(5), empty(5, dtype=I32), GRIDS[1], 32, True, 4),
     "gemm_w4a4": (empty(5, 8, dtype=I32), PACKED, GRIDS[0], empty(5), 64, None, True, GRIDS[1], 32, True, 4),
     "linear_w4": (empty(5, 64, dtype=torch.float16), PACKED, GRIDS[0], None, 32, True, 4),
+    "gemm_w4a16": (empty(5, 64, dtype=torch.float16), PACKED, GRIDS[0], GRIDS[1], 32, True, 4),
     "quantize_rows": (empty(5, 64),),
 }  # fmt: skip
 SHAPES = {"conv_s8": (2, 9, 9, 6), "quantize_rows": (5, 64)}
-PAGES = (conv_s8, gemm_s8, gemm_w4, gemm_w4a4, linear_w4, quantize_rows)
+PAGES = (conv_s8, gemm_s8, gemm_w4, gemm_w4a4, gemm_w4a16, linear_w4, quantize_rows)
 
 
 @pytest.mark.parametrize("op", OPS)
