@@ -187,9 +187,12 @@ def choose(description: Description, target: str) -> Configuration:
     m, channels = d.images * d.out[0] * d.out[1], d.channels // d.groups
     # The groups run side by side.
     tiles = [tile for tile in TILES[target] if tile.n < 2 * (d.outputs // d.groups)]
+    if channels < 32:
+        # An address for every byte: with more rows they would spill.
+        tiles = [tile for tile in tiles if tile.m == 64]
     tile = largest_that_fills(tiles or TILES[target][-1:], m, d.outputs, find(target))
     by_tap = channels >= 32
-    tile = replace(tile, k=64 if channels >= 64 or not by_tap else 32)
+    tile = replace(tile, k=64 if channels >= 64 else 32)
     flags = {
         "KH": d.kernel[0],
         "KW": d.kernel[1],
