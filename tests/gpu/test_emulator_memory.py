@@ -79,6 +79,16 @@ def test_one_place_takes_one_value() -> None:
     launch("st.global.b32 [%at0], 7;", [ints(4)])
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_no_thread_changes_what_another_stored(seed: int) -> None:
+    """Each thread stores its number in its place and VALUE in the next one's, which may come before or after."""
+    body = _GLOBAL + "ADD\nst.global.b32 [%d0], %r1;\nadd.s32 %r1, %r1, STEP;\nst.global.b32 [%d0+4], %r1;"
+    body = body.replace("ADD", "add.s32 %r1, %r0, 0;")
+    launch(body.replace("STEP", "1"), [ints(65)], threads=64, seed=seed)
+    with pytest.raises(EmulatorError, match="race: two threads store different values at byte"):
+        launch(body.replace("STEP", "2"), [ints(65)], threads=64, seed=seed)
+
+
 def test_registers_and_shared_memory_start_poisoned() -> None:
     body = _PLACES + "{INIT}setp.eq.s32 %q1, %r0, 99;\n@%q1 mov.b32 %r5, 1;\nst.global.b32 [%d0], %r5;"
     seen = set()
@@ -146,8 +156,10 @@ def test_races_are_found_in_any_order(seed: int) -> None:
         hand_over(40, "", seed=seed)
     with pytest.raises(EmulatorError, match=r"race: .* (overwrites what warp|reads what thread)"):
         hand_over(40, "bar.sync 0;", "st.shared.b32 [%r1], %r4;", seed=seed)
-    with pytest.raises(EmulatorError, match=r"race: .* (overwrites what thread|writes at once)"):
-        launch("mov.u32 %r1, tile;\nst.shared.b32 [%r1], 1;", [ints(4)], threads=64, shared=16, seed=seed)
+    same_place = "mov.u32 %r1, tile;\nmov.u32 %r0, %tid.x;\nshr.u32 %r0, %r0, 5;\nst.shared.b32 [%r1], VALUE;"
+    with pytest.raises(EmulatorError, match=r"race: .* overwrites what thread|different values"):
+        launch(same_place.replace("VALUE", "%r0"), [ints(4)], threads=64, shared=16, seed=seed)
+    launch(same_place.replace("VALUE", "7"), [ints(4)], threads=64, shared=16, seed=seed)
     hand_over(40, "bar.sync 0;", "bar.sync 0;\nst.shared.b32 [%r1], %r4;", seed=seed)
 
 
@@ -223,6 +235,16 @@ def test_groups_land_in_order() -> None:
     assert out.tolist() == list(range(3, 128, 4))
     with pytest.raises(EmulatorError, match="in flight"):
         launch(body.replace("[%r1+12]", "[%r1+524]"), [out, ints(128)], shared=1024)
+
+
+def test_two_copies_to_one_place() -> None:
+    body = (
+        _COPY.replace("SIZE", "16")
+        .replace("%r0, 16, %r1;", "0, 16, %r1;")
+        .replace("WAIT", "cp.async.wait_all;")
+    )
+    with pytest.raises(EmulatorError, match="two copies go to one place"):
+        launch(body, [np.zeros(32, np.int32), ints(128)], shared=512)
 
 
 def test_a_copy_of_nothing_reads_nothing() -> None:

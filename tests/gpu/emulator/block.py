@@ -32,6 +32,7 @@ class Block:
         rng: what a chip leaves open is drawn from here.
         conflicts: number of an instruction -> its worst bank conflict.
         binding: number of the instruction that is being bound.
+        number: of the block that runs, among the grid's.
     """
 
     threads: int
@@ -43,6 +44,7 @@ class Block:
     rng: np.random.Generator
     conflicts: dict[int, int] = field(default_factory=dict)
     binding: int = 0
+    number: int = 0
 
     def __post_init__(self) -> None:
         self.all_lanes = np.arange(self.threads)

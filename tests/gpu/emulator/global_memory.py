@@ -26,6 +26,7 @@ class _Allocation:
         self.buffer[: self.size] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         self.rows = {width: rows_of(self.buffer, width) for width in (1, 2, 4, 8, 16)}
         self.written = False
+        self.owner: Array | None = None  # the thread that stored each byte, from 1
 
     def give_back(self) -> None:
         if self.written:
@@ -67,17 +68,37 @@ class GlobalMemory:
             ]
         return result
 
-    def store(self, addresses: Array, width: int, rows: Array) -> None:
-        """Store ``rows [n, words]``."""
+    def store(self, addresses: Array, width: int, rows: Array, threads: Array | None = None) -> None:
+        """Store ``rows [n, words]``.
+
+        Args:
+            threads: the grid's numbers of the threads that store, from 1. What one stored no other may change: which of them came
+                last is left to chance. None for atomic instructions, whose order does not matter.
+        """
         self.stored += addresses.size * width
         for allocation, lanes in self._each(addresses, width):
             index = (addresses[lanes] - np.uint64(allocation.base)) // np.uint64(width)
+            if threads is not None:
+                self._own(allocation, index, width, rows[lanes], threads[lanes])
             allocation.rows[width][index] = rows[lanes]
             allocation.written = True
             if not np.array_equal(allocation.rows[width][index], rows[lanes]):
                 raise EmulatorError(
                     "two threads store different values to one place of global memory in one instruction"
                 )
+
+    @staticmethod
+    def _own(allocation: _Allocation, index: Array, width: int, rows: Array, threads: Array) -> None:
+        if allocation.owner is None:
+            allocation.owner = np.zeros(allocation.buffer.size, np.int64)
+        owners = allocation.owner.reshape(-1, width)[index]
+        foreign = ((owners != 0) & (owners != threads[:, None])).any(axis=1)
+        if (foreign & (allocation.rows[width][index] != rows).any(axis=1)).any():
+            at = int(index[foreign][0]) * width
+            raise EmulatorError(
+                f"race: two threads store different values at byte {at} of an array of {allocation.size}"
+            )
+        allocation.owner.reshape(-1, width)[index] = threads[:, None]
 
     def _only(self, addresses: Array, width: int) -> _Allocation | None:
         """The allocation that holds all accesses; None where they are spread or wrong."""

@@ -107,6 +107,7 @@ def run(
         for index in rng.permutation(blocks[0] * blocks[1] * blocks[2]):
             x, rest = int(index) % blocks[0], int(index) // blocks[0]
             here = (x, rest % blocks[1], rest // blocks[1])
+            state.number = int(index)
             _run_block(kernel, schedule, state, here)
     memory.give_back()
     return Report(

@@ -129,6 +129,7 @@ FAULTS: dict[str, Callable[[str, str], Iterator[str]]] = {
     "clamp turned round": _clamp,
     "rounding lost": _rounding,
 }
+ALWAYS = ("barrier dropped", "wait too short")
 
 
 def propose(ptx: str, entry: str, ran: Callable[[Instruction], bool]) -> dict[str, list[Mutant]]:
@@ -148,27 +149,65 @@ def propose(ptx: str, entry: str, ran: Callable[[Instruction], bool]) -> dict[st
     return found
 
 
-def sample(found: dict[str, list[Mutant]], each: int, seed: int) -> list[Mutant]:
-    """At most ``each`` mutants of every kind."""
+def sample(found: dict[str, list[Mutant]], count: int, seed: int) -> list[Mutant]:
+    """All mutants of barriers and waits, which are few, and ``count`` drawn evenly from the others."""
     rng = np.random.default_rng(seed)
-    chosen = []
-    for mutants in found.values():
-        order = rng.permutation(len(mutants))[:each]
-        chosen += [mutants[i] for i in sorted(order)]
-    return chosen
+    always = [mutant for kind in ALWAYS for mutant in found[kind]]
+    others = [mutant for kind, mutants in found.items() if kind not in ALWAYS for mutant in mutants]
+    return always + [others[i] for i in sorted(rng.permutation(len(others))[:count])]
 
 
-def survivors(ptx: str, mutants: Iterable[Mutant], trial: Callable[[str], None]) -> list[Mutant]:
-    """The mutants that ``trial`` lets pass.
+@dataclass(frozen=True)
+class Outcome:
+    """What became of some mutants.
+
+    Attributes:
+        total: how many there were.
+        survivors: those that no trial saw.
+        idle: lost signs of numbers that no trial makes negative, as a trap in their place showed: mostly parts of an index. They
+            change nothing, and count neither as caught nor as missed.
+    """
+
+    total: int
+    survivors: list[Mutant]
+    idle: list[Mutant]
+
+    @property
+    def rate(self) -> float:
+        """Share of the mutants caught."""
+        judged = self.total - len(self.idle)
+        return (judged - len(self.survivors)) / judged
+
+    def __str__(self) -> str:
+        judged = self.total - len(self.idle)
+        head = f"{judged - len(self.survivors)} of {judged} mutants caught, {len(self.idle)} more idle"
+        return "\n  ".join([head, *(str(mutant) for mutant in self.survivors)])
+
+
+def judge(ptx: str, mutants: Iterable[Mutant], trial: Callable[[str], None]) -> Outcome:
+    """Try mutants.
 
     Args:
         trial: runs a text on its cases; raises EmulatorError or AssertionError where something is wrong.
     """
-    alive = []
-    for mutant in mutants:
-        try:
-            trial(mutant.apply(ptx))
-        except (EmulatorError, AssertionError):
-            continue
-        alive.append(mutant)
-    return alive
+    mutants = list(mutants)
+    alive = [mutant for mutant in mutants if _passes(mutant.apply(ptx), trial)]
+    idle = [mutant for mutant in alive if _never_negative(mutant, ptx, trial)]
+    return Outcome(len(mutants), [mutant for mutant in alive if mutant not in idle], idle)
+
+
+def _passes(ptx: str, trial: Callable[[str], None]) -> bool:
+    try:
+        trial(ptx)
+    except (EmulatorError, AssertionError):
+        return False
+    return True
+
+
+def _never_negative(mutant: Mutant, ptx: str, trial: Callable[[str], None]) -> bool:
+    shift = re.fullmatch(r"shr\.(s\d+) [^,]+, ([^,]+), .*", mutant.before)
+    if shift is None or mutant.kind != "sign lost":
+        return False
+    kind, number = shift.groups()
+    trap = f"{{ .reg .pred negative; setp.lt.{kind} negative, {number}, 0; @negative trap; }} {mutant.before}"
+    return _passes(Mutant("trap", mutant.line, mutant.before, trap).apply(ptx), trial)

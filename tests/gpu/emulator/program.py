@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
-from .block import Array, Block, Step
+from .block import Array, Block, Step, Where
 from .conversions import CONVERSIONS
 from .errors import EmulatorError
 from .floats import COMPARISONS, FLOATS
@@ -66,6 +66,8 @@ def _step(block: Block, instruction: Instruction) -> Step:
     opcode, *modifiers = instruction.op.split(".")
     if instruction.op == "bar.warp.sync":
         return warp_barrier(block, instruction.operands)
+    if instruction.op == "trap":
+        return _trap
     if _FENCES.fullmatch(instruction.op):
         return lambda where: None
     binder = _ANY_TYPE.get(opcode)
@@ -79,6 +81,10 @@ def _step(block: Block, instruction: Instruction) -> Step:
         if binder is None:
             raise EmulatorError(f"unknown instruction {instruction.op}")
     return binder(block, modifiers[:-1], kind, instruction.operands)
+
+
+def _trap(where: Where) -> None:
+    raise EmulatorError("a trap was reached")
 
 
 def _control(kernel: Kernel, instruction: Instruction, block: Block) -> tuple[Flow, int] | None:

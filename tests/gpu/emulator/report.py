@@ -54,6 +54,11 @@ class Report:
         """The worst bank conflict of all: 2 means that some access takes two rounds."""
         return max(self.conflicts.values(), default=0)
 
+    def conflicts_of(self, *opcodes: str) -> dict[str, int]:
+        """Text of an instruction that begins with one of ``opcodes`` -> its worst bank conflict."""
+        given = ((self.instructions[number], ways) for number, ways in self.conflicts.items())
+        return {f"line {one.line}: {one.text}": ways for one, ways in given if one.op.startswith(opcodes)}
+
     def missed(self) -> list[Instruction]:
         """The instructions that never ran."""
         return [given for given, count in zip(self.instructions, self.executed, strict=True) if count == 0]

@@ -15,7 +15,7 @@ from .errors import EmulatorError
 from .program import Bound, Flow
 
 _BURSTS = (1, 7, 50, 100_000)
-_ENDLESS = 2_000_000  # instructions of one block, after which it is said to hang
+_ENDLESS = 200_000  # instructions of a block, or of each of its warps, after which it is said to hang
 
 
 class _Convoy:
@@ -60,7 +60,7 @@ class Schedule:
     def run(self) -> None:
         """Run one block from its first instruction until all of its threads have left."""
         self.gone = ~self.present
-        self.left = _ENDLESS
+        self.left = _ENDLESS * (self.block.threads // 32 if self.mixed else 1)
         teams = self._deal([_Convoy(0, self.present)])
         while teams:
             ready = [team for team in teams if any(convoy.waiting is None for convoy in team)]

@@ -1,6 +1,7 @@
 """A block's shared memory: bounds, alignment, races, copies in flight and bank conflicts.
 
-Between two barriers a byte may be written by one thread, or read by many; anything else depends on who comes first and is a race.
+Between two barriers a byte may be written by one thread, or read by many; anything else depends on who comes first and is a race
+(but for one value that several threads write).
 Races are looked for by what each thread may know of the others, whatever order they ran in, so one run finds them all. The
 bookkeeping is kept per granule, the narrowest access of the kernel: accesses are aligned to their own size, so none straddles one.
 """
@@ -91,9 +92,10 @@ class SharedMemory:
         offsets = self._inside(addresses, width)
         granules, owners, warps = self._granules(lanes, offsets, width)
         self._landed(granules)
-        self._claim(granules, owners, warps)
         index = offsets // width
         target = self.rows[width]
+        there_already = np.repeat((target[index] == rows).all(axis=1), max(width // self.granule, 1))
+        self._claim(granules, owners, warps, there_already)
         target[index] = rows
         if not np.array_equal(target[index], rows):
             raise EmulatorError(
@@ -105,9 +107,11 @@ class SharedMemory:
         offsets = self._inside(addresses, width)
         granules, owners, warps = self._granules(lanes, offsets, width)
         self._landed(granules)
-        self._claim(granules, owners, warps)
+        self._claim(granules, owners, warps, np.zeros(granules.size, bool))
+        if np.unique(granules).size != granules.size:
+            raise EmulatorError("two copies go to one place of shared memory at once")
         self.rows[width][offsets // width] = np.frombuffer(bytes([poison]) * 8, f"u{min(width, 8)}")[0]
-        np.add.at(self.in_flight, granules, 1)
+        self.in_flight[granules] = 1
         self._flights += granules.size
         return offsets
 
@@ -144,10 +148,11 @@ class SharedMemory:
             at = granules[self.in_flight[granules] > 0][0] * self.granule
             raise EmulatorError(f"byte {int(at)} of shared memory is used while a copy to it is in flight")
 
-    def _claim(self, granules: Array, owners: Array, warps: Array) -> None:
+    def _claim(self, granules: Array, owners: Array, warps: Array, there_already: Array) -> None:
+        """Write there. What another warp wrote may be written again as it is: Triton stores what several warps hold so."""
         if self._written:
             writer = self.writer[granules]
-            foreign = (writer != _NOBODY) & (self.warp_of[writer] != warps)
+            foreign = (writer != _NOBODY) & (self.warp_of[writer] != warps) & ~there_already
             self._race(foreign, granules, "overwrites what thread {other} wrote", owners, writer)
         if self._read:
             readers = self.readers[:, granules]
@@ -164,10 +169,6 @@ class SharedMemory:
         self.writer[granules] = owners
         self.written_at[granules] = self.clock
         self._written = True
-        claimed = self.writer[granules]
-        self._race(
-            self.warp_of[claimed] != warps, granules, "writes at once with thread {other}", owners, claimed
-        )
 
     def _race(self, bad: Array, granules: Array, what: str, owners: Array, others: Array) -> None:
         if bad.any():

@@ -21,6 +21,7 @@ _PARAMETER = re.compile(r"\.param\s+\.(\w+)\s+(?:\.ptr\s+(?:\.\w+\s+)?(?:\.align
 _IGNORED = (".pragma",)
 
 
+@lru_cache(maxsize=64)
 def bits(kind: str) -> int:
     """Width of a PTX type: ``s32`` 32, ``f16x2`` 32, ``pred`` 1."""
     if kind in _WIDTHS:

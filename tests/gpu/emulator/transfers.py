@@ -124,7 +124,7 @@ def _store(block: Block, modifiers: list[str], kind: str, operands: tuple[str, .
             meter(at, where)
             block.shared.write(lanes, at[lanes], width, rows)
         else:
-            block.memory.store(at[lanes], width, rows)
+            block.memory.store(at[lanes], width, rows, block.number * block.threads + lanes + 1)
 
     return step
 
