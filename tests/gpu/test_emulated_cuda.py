@@ -1,0 +1,109 @@
+"""Every CUDA kernel's PTX, run: the bodies that test the kernels' source on a CPU test what nvcc made of it for sm_80.
+
+Integers are the reference's bytes, W4A16 lies within its derived bound. Slow: all shapes and orders, instruction coverage.
+Mutants: test_emulated_mutants.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pyquant.ops.cuda_configurations import KERNELS, CudaKernel
+from tests.gpu import test_executor_gemm_s8 as gemm_s8
+from tests.gpu import test_executor_low_bit as low_bit
+from tests.gpu import test_executor_w4a16 as w4a16
+from tests.gpu.emulated_cuda import NVCC, EmulatedGpu, compile_ptx
+
+pytestmark = pytest.mark.skipif(
+    NVCC is None, reason="nvcc is not on PATH: nothing writes the CUDA kernels' PTX"
+)
+Body = Callable[[EmulatedGpu, Any], None]
+# Bodies of one kernel: name -> what checks it.
+Bodies = dict[str, Callable[[EmulatedGpu], None]]
+
+
+def bodies(kernel: CudaKernel) -> Bodies:
+    """Everything that checks one kernel, by its name."""
+    found: Bodies = {}
+    if kernel in gemm_s8.CODES or kernel in gemm_s8.FLOATS:
+        check = (
+            gemm_s8.test_codes_are_the_references
+            if kernel in gemm_s8.CODES
+            else gemm_s8.test_floats_are_the_references_bit_for_bit
+        )
+        for m, n, k in (*gemm_s8.SHAPES, (129, 144, 96), (128, 129, 16)):
+            found[f"M{m}-N{n}-K{k}"] = lambda gpu, shape=(m, n, k): check(gpu, kernel, shape)
+        if kernel in gemm_s8.CODES:
+            found["extremes"] = lambda gpu: gemm_s8.test_extremes_and_ties(gpu, kernel)
+    for size in [size for one, size in low_bit.LOW_BIT if one is kernel]:
+        for at in range(len(low_bit.ROW_SHAPES)):
+            found[f"group-{size}-{at}"] = lambda gpu, size=size, at=at: low_bit.test_every_class_of_shape(
+                gpu, kernel, size, at
+            )
+        found[f"group-{size}-extremes"] = lambda gpu, size=size: low_bit.test_extremes(gpu, kernel, size)
+    if kernel in w4a16.MULTIPLY:
+        for at in range(len(w4a16.CASES)):
+            found[f"case-{at}"] = lambda gpu, at=at: w4a16.test_every_class_of_shape(gpu, kernel, at)
+        found["every-code"] = lambda gpu: w4a16.test_every_code_comes_out_exact(gpu, kernel)
+    return found
+
+
+CHECKED = [kernel for kernel in KERNELS if kernel.op != "gemm_w4a16_sum"]
+
+
+def fast(kernel: CudaKernel) -> list[str]:
+    """Of a kernel's bodies the two that reach most for their time: ragged everywhere."""
+    names = list(bodies(kernel))
+    return [name for name in ("M17-N16-K48", "M63-N33-K64", *names[1:3]) if name in names][:2]
+
+
+@pytest.fixture(scope="module")
+def ptx(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return compile_ptx(tmp_path_factory.mktemp("ptx"))
+
+
+@pytest.fixture(scope="module")
+def gpu(ptx: str) -> Iterator[EmulatedGpu]:
+    return EmulatedGpu(ptx)
+
+
+def test_every_kernel_has_bodies() -> None:
+    """A kernel that is new to the table has to be checked here too; W4A16's sums run behind its products."""
+    assert [kernel.entry for kernel in CHECKED if len(bodies(kernel)) < 5] == []
+
+
+@pytest.mark.parametrize("name", [f"{k.entry}: {name}" for k in CHECKED for name in fast(k)])
+def test_ragged_shapes(gpu: EmulatedGpu, name: str) -> None:
+    entry, body = name.split(": ")
+    bodies(next(kernel for kernel in CHECKED if kernel.entry == entry))[body](gpu)
+
+
+def covered(gpu: EmulatedGpu, entry: str) -> str:
+    """The instructions of an entry that never ran, one a line."""
+    return "\n".join(f"line {missed.line}: {missed.text}" for missed in gpu.reports[entry].missed())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", CHECKED, ids=lambda kernel: kernel.entry)
+def test_all_shapes_in_any_order_reach_every_instruction(ptx: str, kernel: CudaKernel) -> None:
+    """Bytes, races and bounds on every shape, and no part of the program that none of them runs."""
+    gpu = EmulatedGpu(ptx)
+    for body in bodies(kernel).values():
+        body(gpu)
+    assert gpu.reports[kernel.entry].coverage > 0.9, covered(gpu, kernel.entry)
+    conflicts = gpu.reports[kernel.entry].conflicts_of("ldmatrix", "cp.async", "ld.shared.v", "st.shared")
+    assert max(conflicts.values()) <= 2, conflicts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_sums_of_splits_are_covered(ptx: str, dtype: str) -> None:
+    gpu = EmulatedGpu(ptx)
+    kernel = next(k for k in w4a16.MULTIPLY if w4a16.dtype_of(k) == dtype)
+    for at in range(len(w4a16.CASES)):
+        w4a16.test_every_class_of_shape(gpu, kernel, at)
+    name = f"gemm_w4a16_sum_{dtype}"
+    assert gpu.reports[name].coverage > 0.9, covered(gpu, name)

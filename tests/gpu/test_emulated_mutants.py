@@ -1,0 +1,90 @@
+"""Faults put into the kernels' PTX are seen: dropped barriers, short waits, swapped fragments, shifted bounds, lost signs and more.
+
+Slow. Each kernel's mutants are a seeded sample of all kinds of fault, tried on ragged shapes and on K of less than the pipeline. At
+least 95 in 100 have to be caught, and what survives has to be one of the faults that change nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable
+from unittest import mock
+
+import pytest
+
+from pyquant.ops.cuda_configurations import KERNELS
+from tests.gpu.emulated_cuda import NVCC, EmulatedGpu, compile_ptx
+from tests.gpu.emulator import Report
+from tests.gpu.emulator.mutate import Mutant, Outcome, judge, propose, sample
+
+pytestmark = pytest.mark.slow
+DRAWN = 50  # mutants of a kernel, beside those of all its barriers and waits
+# CUDA kernel -> the bodies of test_emulated_cuda.py that judge its mutants, quick ones first.
+JUDGES = {
+    "gemm_s8_codes_16x128": ["M17-N16-K48", "M63-N33-K64", "M64-N144-K150", "M2-N128-K640", "M129-N130-K272"],
+    "gemm_w4a8_signed_group_16x128": ["group-32-1", "group-32-2", "group-64-4", "group-128-3"],
+    "gemm_w4a4_signed_group_64x128": ["group-64-1", "group-64-2", "group-128-3"],
+    "gemm_w4a16_f16_16x128": ["case-1", "case-2", "case-3", "case-6"],
+}
+# Survivors that change nothing, by how they read, and why.
+HARMLESS = {
+    r"bound shifted, .* setp\.\w+\.s32 %p\d+, %r\d+, (\d*[13579])( ->|$)": "lengths of K are multiples of 16: never odd",
+    r"bound shifted, .* setp\.lt\.s32 (%p\d+), %r\d+, %r\d+ -> setp\.le": "a group past the last, of a slab past the end of K",
+}
+
+
+def harmless(mutant: Mutant) -> bool:
+    return any(re.search(pattern, str(mutant)) for pattern in HARMLESS)
+
+
+def verdict(ptx: str, entry: str, report: Report, trial: Callable[[str], None]) -> Outcome:
+    """Judge a sample of the mutants of the instructions that a report says ran."""
+    ran = {one.line for one, count in zip(report.instructions, report.executed, strict=True) if count}
+    found = propose(ptx, entry, lambda instruction: instruction.line in ran)
+    return judge(ptx, sample(found, DRAWN, seed=1), trial)
+
+
+def assert_caught(outcome: Outcome) -> None:
+    print(outcome)
+    assert outcome.rate >= 0.95, str(outcome)
+    unexplained = [str(mutant) for mutant in outcome.survivors if not harmless(mutant)]
+    assert not unexplained, "\n".join(unexplained)
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH: nothing writes the CUDA kernels' PTX")
+@pytest.mark.parametrize("entry", JUDGES)
+def test_faults_in_cuda_kernels_are_seen(tmp_path_factory: pytest.TempPathFactory, entry: str) -> None:
+    from tests.gpu.test_emulated_cuda import bodies
+
+    ptx = compile_ptx(tmp_path_factory.mktemp("ptx"))
+    checks = bodies(next(kernel for kernel in KERNELS if kernel.entry == entry))
+    gpu = EmulatedGpu(ptx)
+
+    def trial(text: str, on: EmulatedGpu | None = None) -> None:
+        for name in JUDGES[entry]:
+            checks[name](on or EmulatedGpu(text))
+
+    trial(ptx, gpu)
+    assert_caught(verdict(ptx, entry, gpu.reports[entry], trial))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_faults_in_a_triton_kernel_are_seen() -> None:
+    from pyquant.kernels import gemm_s8
+
+    from tests.gpu.emulated_triton import EmulatedTriton
+    from tests.gpu.interpreter.gemm_s8 import check
+
+    emulated = EmulatedTriton()
+
+    def trial(text: str | None = None) -> None:
+        emulated.replaced = {} if text is None else {next(iter(emulated.programs)): text}
+        tile = mock.patch.object(gemm_s8, "largest_that_fills", lambda *given: gemm_s8.TILES["sm_80"][-2])
+        with emulated.on(gemm_s8), tile:
+            for m, n, k in ((17, 65, 96), (33, 31, 288), (3, 130, 608)):
+                check("cpu", m=m, n=n, k=k)
+
+    trial()
+    [(key, program)] = emulated.programs.items()
+    assert_caught(verdict(program.ptx, program.entry, emulated.reports[key], trial))
