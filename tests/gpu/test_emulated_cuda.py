@@ -25,6 +25,18 @@ Body = Callable[[EmulatedGpu, Any], None]
 Bodies = dict[str, Callable[[EmulatedGpu], None]]
 
 
+# Widths that end in every eight columns of a tile, between the two results of a pair and behind them.
+TAILS = [8 * eight + more for eight in range(16) for more in (2, 3)]
+
+
+def low_bit_tails(gpu: EmulatedGpu, kernel: CudaKernel, size: int | None) -> None:
+    k = size or 96
+    for n in TAILS:
+        case = low_bit.drawn(kernel, (5, n, k), size, True, 4, "each", True, seed=n)
+        got = low_bit.run(gpu, kernel, case, k, size, True, 4)
+        assert low_bit.same_bytes(got, low_bit.wanted(kernel, case, k, size, True, 4))
+
+
 def bodies(kernel: CudaKernel) -> Bodies:
     """Everything that checks one kernel, by its name."""
     found: Bodies = {}
@@ -36,6 +48,7 @@ def bodies(kernel: CudaKernel) -> Bodies:
         )
         for m, n, k in (*gemm_s8.SHAPES, (129, 144, 96), (128, 129, 16)):
             found[f"M{m}-N{n}-K{k}"] = lambda gpu, shape=(m, n, k): check(gpu, kernel, shape)
+        found["tails"] = lambda gpu: [check(gpu, kernel, (5, n, 48)) for n in TAILS]
         if kernel in gemm_s8.CODES:
             found["extremes"] = lambda gpu: gemm_s8.test_extremes_and_ties(gpu, kernel)
     for size in [size for one, size in low_bit.LOW_BIT if one is kernel]:
@@ -43,6 +56,7 @@ def bodies(kernel: CudaKernel) -> Bodies:
             found[f"group-{size}-{at}"] = lambda gpu, size=size, at=at: low_bit.test_every_class_of_shape(
                 gpu, kernel, size, at
             )
+        found[f"group-{size}-tails"] = lambda gpu, size=size: low_bit_tails(gpu, kernel, size)
         found[f"group-{size}-extremes"] = lambda gpu, size=size: low_bit.test_extremes(gpu, kernel, size)
     if kernel in w4a16.MULTIPLY:
         for at in range(len(w4a16.CASES)):
