@@ -41,8 +41,8 @@ def parse(text: str) -> Kernel:
         _figure(text, "private_segment_fixed_size"),
         _figure(text, "vgpr_spill_count"),
         _figure(text, "group_segment_fixed_size"),
-        Counter(code[index].opcode for index in reachable(code)),
-        Counter(code[index].opcode for index in loop),
+        dict(Counter(code[index].opcode for index in reachable(code))),
+        dict(Counter(code[index].opcode for index in loop)),
     )
 
 

@@ -33,8 +33,8 @@ def machine() -> Row:
         os.cpu_count(),
         torch.__version__,
         platform.python_version(),
-        _commit(),
-        datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        commit(),
+        now(),
     )
     return dict(zip(MACHINE, found, strict=True))
 
@@ -95,7 +95,12 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _commit() -> str:
+def now() -> str:
+    """The date and time, UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def commit() -> str:
     """Short hash, with ``+`` behind it where files differ from it; ``unknown`` outside a checkout."""
     git = shutil.which("git")
     if git is None:

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import accuracy, conv_s8, fake_quantize, gemm_s8, gemm_w4a8, gpu, limits, network
+from bench import accuracy, conv_s8, fake_quantize, gemm_s8, gemm_w4a8, gpu, gpu_static, limits, network
 from bench.plot import plot
 from bench.record import MACHINE, RESULTS, Row, append, machine
 from bench.timing import keep_memory
@@ -28,6 +28,11 @@ SUITES: Mapping[str, Callable[[Sequence[int], bool, bool], Iterator[Row]]] = {
     "fake_quantize": fake_quantize.rows,
     "accuracy": accuracy.rows,
     "gpu": gpu.rows,
+    "gpu_static": gpu_static.rows,
+}
+# Suites that run nothing: what takes the place of the machine in their rows, and their table.
+STATIC: Mapping[str, tuple[Callable[[], Row], Callable[[Sequence[Row]], Table]]] = {
+    "gpu_static": (gpu_static.built, gpu_static.table)
 }
 THREADS = {"limits": (1, 2), "network": (1, 2), "accuracy": (2,)}
 NAMES = ("suite", "case", "backend", "threads")
@@ -51,11 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     on_gpu = args.suite == "gpu"
     if on_gpu and gpu.absent() is not None:
         parser.exit(0, f"{gpu.absent()}\n")
-    why = None if on_gpu else missing("cpu")
+    about, table = STATIC.get(args.suite, (machine, _table))
+    why = None if on_gpu or args.suite in STATIC else missing("cpu")
     if why is not None:
         parser.exit(1, f"nothing to time: {why}.\n")
     keep_memory()
-    where = machine()
+    where = about()
     if on_gpu:
         where |= gpu.about(torch.device("cuda", torch.cuda.current_device()))
     threads = (args.threads,) if args.threads is not None else THREADS.get(args.suite, (1,))
@@ -69,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.exit(1, f"{error}\n")
     finally:
         torch.set_num_threads(before)
-    console.print(_table(rows))
+    console.print(table(rows))
     if not args.quick or args.json is not None:
         path = args.json or RESULTS / f"{args.suite}.jsonl"
         append(path, rows)

@@ -144,7 +144,7 @@ def _kernel(name: str, target: str, resources: Mapping[str, tuple[int, ...]], li
         raise SassError(f"{name}: {error}") from error
     if int(re.sub(r"\D", "", target)) >= RESERVED_FROM and shared >= RESERVED_SHARED:
         shared -= RESERVED_SHARED
-    opcodes = Counter(code[index].opcode for index in reachable(code))
+    opcodes = dict(Counter(code[index].opcode for index in reachable(code)))
     return Kernel(
         name,
         target,
@@ -153,5 +153,5 @@ def _kernel(name: str, target: str, resources: Mapping[str, tuple[int, ...]], li
         sum(count for opcode, count in opcodes.items() if first_word(opcode) in LOCAL),
         shared,
         opcodes,
-        Counter(code[index].opcode for index in loop),
+        dict(Counter(code[index].opcode for index in loop)),
     )

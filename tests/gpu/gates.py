@@ -1,0 +1,127 @@
+"""What every compiled kernel has to hold to before it ships; each gate says what is wrong with one kernel, or None."""
+
+from __future__ import annotations
+
+from bench.compiled import Artefact
+from bench.machine_code import is_tensor
+from bench.roofline import bound_us, devices
+from bench.traffic import work
+
+# Bytes of shared memory that one block may have: CUDA programming guide, "Compute capabilities"; AMD's LDS.
+SHARED = {
+    "sm_80": 163 * 1024,
+    "sm_86": 99 * 1024,
+    "sm_89": 99 * 1024,
+    "sm_90": 227 * 1024,
+    "sm_100": 227 * 1024,
+    "sm_120": 99 * 1024,
+    "gfx942": 64 * 1024,
+}
+INT4 = {"gemm_w4a4"}
+INT8 = {"gemm_s8", "gemm_w4a8", "conv_s8"}
+HALF = {"gemm_w4a16"}
+# Codes of these are summed or rounded one by one; nothing multiplies matrices.
+NONE = {"fake_quantize", "quantize_rows", "depthwise_s8"}
+# How opcodes of the tensor cores start: those of a warp, and those that an architecture has for whole blocks.
+WARP = {"int4": "IMMA.16864.S4.S4", "int8": "IMMA.16832.S8", "half": "HMMA.16816.F32"}
+WARP_U8 = "IMMA.16832.U8.S8"
+WIDE = {
+    ("sm_90", "int8"): "IGMMA.",
+    ("sm_90", "half"): "HGMMA.",
+    ("sm_100", "int8"): "UTCIMMA",
+    ("sm_100", "half"): "UTCHMMA",
+}
+MATRIX = {"int8": "v_mfma_i32_", "half": "v_mfma_f32_"}
+# Issue 4: on sm_80 so much of the main loops of W4A4 and W8A8 are instructions of the tensor cores.
+TENSOR_SHARE, SHARED_BY = 0.40, {"gemm_s8", "gemm_w4a4"}
+# Group scales are loaded a few bytes at a time, and are no more than this share of what a main loop loads.
+NARROW_SHARE, GROUPED = 0.10, {"gemm_w4a16", "gemm_w4a8", "gemm_w4a4"}
+
+
+def op_of(artefact: Artefact) -> str:
+    """The op without the type of its result."""
+    return artefact.op.removesuffix("_float")
+
+
+def kind_of(artefact: Artefact) -> str | None:
+    """What its tensor cores multiply: ``int4``, ``int8``, ``half``; None where it has no use for them."""
+    op = op_of(artefact)
+    kinds = {"int4": INT4, "int8": INT8, "half": HALF}
+    found = [kind for kind, ops in kinds.items() if op in ops]
+    assert found or op in NONE, f"no gate knows the op {op}"
+    return found[0] if found else None
+
+
+def spills(artefact: Artefact) -> str | None:
+    """Nothing that belongs into registers lies in memory."""
+    code = artefact.code
+    if code.spills or code.stack:
+        return f"{artefact}: {code.spills} spills, {code.stack} bytes of stack, {code.registers} registers"
+    return None
+
+
+def launches(artefact: Artefact) -> str | None:
+    """A block fits on its device."""
+    if artefact.shared > SHARED[artefact.target]:
+        return f"{artefact}: {artefact.shared} bytes of shared memory, of {SHARED[artefact.target]}"
+    if artefact.blocks < 1:
+        return f"{artefact}: {artefact.threads} threads of {artefact.code.registers} registers do not fit"
+    return None
+
+
+def tensor_cores(artefact: Artefact) -> str | None:
+    """It multiplies on the tensor cores that it is meant for, and on no others."""
+    kind, found = kind_of(artefact), artefact.code.tensor_opcodes
+    if kind is None:
+        return f"{artefact}: {sorted(found)} where nothing is to be multiplied" if found else None
+    wanted = _wanted(artefact, kind)
+    if found and all(opcode.startswith(wanted) for opcode in found):
+        return None
+    return f"{artefact}: {sorted(found) or 'no tensor cores'}, wanted {' or '.join(wanted)}"
+
+
+def _wanted(artefact: Artefact, kind: str) -> tuple[str, ...]:
+    if artefact.target == "gfx942":
+        return (MATRIX[kind],)
+    wide = WIDE.get((artefact.target, kind))
+    warp = (WARP["int8"], WARP_U8) if kind == "int8" else (WARP[kind],)
+    if wide is None or artefact.backend == "cuda":
+        return warp
+    # Instructions of whole blocks take 64 rows and four warps; smaller tiles have those of a warp.
+    return (wide,) if artefact.constants["BLOCK_M"] >= 64 else (wide, *warp)
+
+
+def wide_loads(artefact: Artefact) -> str | None:
+    """The main loop loads its operands 16 bytes a thread.
+
+    Rows of a length that 16 does not divide begin anywhere, and have to be loaded byte by byte.
+    """
+    widths = artefact.code.load_widths
+    if kind_of(artefact) is None or (artefact.description.k % 16 and artefact.backend == "triton"):
+        return None
+    total = sum(width * count for width, count in widths.items())
+    narrow = sum(width * count for width, count in widths.items() if width < 16)
+    allowed = NARROW_SHARE if op_of(artefact) in GROUPED else 0
+    if total and narrow <= allowed * total:
+        return None
+    return f"{artefact}: loads by their bytes a thread {dict(sorted(widths.items()))}"
+
+
+def tensor_share(artefact: Artefact) -> str | None:
+    """On sm_80 enough of the main loop multiplies, where products rather than bytes bound the time."""
+    if artefact.target != "sm_80" or op_of(artefact) not in SHARED_BY:
+        return None
+    (device,) = devices(artefact.target)
+    done, share = work(artefact), artefact.code.tensor_share
+    if bound_us(device, done.bytes_minimum, done.operations, done.kind) == bound_us(
+        device, done.bytes_minimum, 0, None
+    ):
+        return None
+    if share is not None and share >= TENSOR_SHARE:
+        return None
+    loop = artefact.code.loop
+    tensor = sum(loop[opcode] for opcode in loop if is_tensor(opcode))
+    return f"{artefact}: {tensor} of {sum(loop.values())} instructions, {tensor / max(1, sum(loop.values())):.1%}"
+
+
+GATES = {gate.__name__: gate for gate in (spills, launches, tensor_cores, wide_loads, tensor_share)}
