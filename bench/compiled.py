@@ -21,6 +21,7 @@ from bench import gcn, sass
 from bench.machine_code import Kernel
 from bench.occupancy import GFX942, blocks
 from bench.record import ROOT
+from bench.roofline import devices
 
 BUILD = ROOT / "build" / "gpu_static"
 FATBIN = ROOT / "pyquant" / "pyquant_cuda.fatbin"
@@ -34,11 +35,21 @@ LARGE = 4096
 
 @dataclass(frozen=True)
 class Product:
-    """``[m, k]`` times ``[n, k]``, as the Triton kernels describe it too."""
+    """``[m, k]`` times ``[n, k]``, with the words of the Triton kernels' descriptions; without zero points.
+
+    Args:
+        group: codes of K that share a scale; 0: all of them.
+        splits: parts of K that are summed in a kernel of their own.
+    """
 
     m: int
     n: int
     k: int
+    group: int = 0
+    zero: bool = False
+    x_zero: bool = False
+    dtype: str = "fp32"
+    splits: int = 1
 
 
 @dataclass(frozen=True)
@@ -118,7 +129,10 @@ def triton_artefacts(target: str, first: bool = False) -> Iterator[Artefact]:
             "triton",
             one.kernel,
             one.function.__name__,
-            one.case,
+            # Values and codes have a kernel each.
+            f"{one.case}-to-codes"
+            if one.kernel == "fake_quantize" and one.constants.get("TO_CODES")
+            else one.case,
             target,
             Kernel(**found["code"]),
             found["threads"],
@@ -144,22 +158,42 @@ def cuda_artefacts(target: str) -> Iterator[Artefact]:
         code = codes.get((target, kernel.entry))
         if code is None:
             raise sass.SassError(f"{FATBIN.name} has no {kernel.entry} for {target}: build it anew.")
-        m, n, k = kernel.tile
-        # A tile of many rows is for batches, a flat one for as many rows as it has.
-        shape = Product(LARGE if m >= 128 else m, LARGE, LARGE)
+        shape = _product(kernel, target)
         yield Artefact(
             "cuda",
             kernel.op,
             kernel.entry,
-            f"M{shape.m}",
+            "-".join([f"M{shape.m}", *([f"g{shape.group}"] if shape.group else [])]),
             target,
             code,
             kernel.block,
             code.shared + kernel.shared_bytes,
             0,
             shape,
-            {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k},
+            dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), kernel.tile, strict=True)),
         )
+
+
+def _product(kernel: Any, target: str) -> Product:
+    """The shape that a CUDA kernel is looked at with: a batch for tiles of many rows, else as many rows as the tile has."""
+    from pyquant.ops.cuda_configurations import KERNELS, w4a16_splits
+
+    if kernel.op == "gemm_w4a16_sum":
+        # It follows the product of the same type and the fewest rows.
+        kernel = next(
+            one for one in KERNELS if one.op == "gemm_w4a16" and kernel.entry.split("_")[-1] in one.entry
+        )
+    m = (
+        LARGE
+        if kernel.tile[0] >= 128 or (kernel.tile[0] >= 64 and kernel.op != "gemm_w4a16")
+        else kernel.tile[0]
+    )
+    # The largest group: with the fewest scales to load.
+    group = max(size or 0 for size in kernel.group_sizes)
+    splits = 1
+    if kernel.op == "gemm_w4a16":
+        splits = w4a16_splits(kernel, m, LARGE, LARGE, devices(target)[0].processors)
+    return Product(m, LARGE, LARGE, group, splits=splits)
 
 
 def artefacts(target: str) -> Iterator[Artefact]:

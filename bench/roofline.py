@@ -18,33 +18,35 @@ class Device:
     Args:
         name: what it is sold as.
         target: the architecture that its kernels are compiled for.
+        processors: multiprocessors.
         bandwidth: bytes a second.
         peaks: what is multiplied -> dense tensor-core operations a second, a multiply-add being two; sums in int32 or float32.
     """
 
     name: str
     target: str
+    processors: int
     bandwidth: float
     peaks: dict[str, float]
 
 
 DEVICES = (
     # "NVIDIA A100 Tensor Core GPU" datasheet, 80 GB SXM; int4 of the Ampere architecture whitepaper.
-    Device("A100", "sm_80", 2.039e12, {INT4: 1248e12, INT8: 624e12, FP16: 312e12}),
+    Device("A100", "sm_80", 108, 2.039e12, {INT4: 1248e12, INT8: 624e12, FP16: 312e12}),
     # "NVIDIA Ampere GA102 GPU Architecture" whitepaper.
-    Device("RTX 3090", "sm_86", 0.936e12, {INT4: 568e12, INT8: 284e12, FP16: 71e12}),
+    Device("RTX 3090", "sm_86", 82, 0.936e12, {INT4: 568e12, INT8: 284e12, FP16: 71e12}),
     # "NVIDIA Ada GPU Architecture" whitepaper.
-    Device("RTX 4090", "sm_89", 1.008e12, {INT4: 1321.2e12, INT8: 660.6e12, FP16: 165.2e12}),
+    Device("RTX 4090", "sm_89", 128, 1.008e12, {INT4: 1321.2e12, INT8: 660.6e12, FP16: 165.2e12}),
     # "NVIDIA L40S" datasheet; for int4, twice its int8 as on every other Ada chip, though the datasheet has it no faster.
-    Device("L40S", "sm_89", 0.864e12, {INT4: 1466e12, INT8: 733e12, FP16: 362e12}),
+    Device("L40S", "sm_89", 142, 0.864e12, {INT4: 1466e12, INT8: 733e12, FP16: 362e12}),
     # "NVIDIA H100 Tensor Core GPU" datasheet, SXM, without sparsity.
-    Device("H100", "sm_90", 3.35e12, {INT8: 1979e12, FP16: 989.4e12}),
+    Device("H100", "sm_90", 132, 3.35e12, {INT8: 1979e12, FP16: 989.4e12}),
     # "NVIDIA HGX" datasheet, B200, one of eight GPUs, without sparsity.
-    Device("B200", "sm_100", 8e12, {INT8: 4500e12, FP16: 2250e12}),
+    Device("B200", "sm_100", 148, 8e12, {INT8: 4500e12, FP16: 2250e12}),
     # "NVIDIA RTX Blackwell GPU Architecture" whitepaper.
-    Device("RTX 5090", "sm_120", 1.792e12, {INT8: 838e12, FP16: 209.5e12}),
+    Device("RTX 5090", "sm_120", 170, 1.792e12, {INT8: 838e12, FP16: 209.5e12}),
     # "AMD Instinct MI300X Accelerator" datasheet, without sparsity.
-    Device("MI300X", "gfx942", 5.3e12, {INT8: 2614.9e12, FP16: 1307.4e12}),
+    Device("MI300X", "gfx942", 304, 5.3e12, {INT8: 2614.9e12, FP16: 1307.4e12}),
 )
 
 

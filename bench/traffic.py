@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from bench.compiled import Artefact
-from bench.roofline import INT8
+from bench.compiled import LARGE, Artefact
+from bench.roofline import FP16, INT4, INT8
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ def work(artefact: Artefact) -> Work:
     Raises:
         KeyError: nobody has said yet what such a kernel does.
     """
-    return KERNELS[artefact.op](artefact)
+    name = artefact.kernel if artefact.backend == "triton" else artefact.op
+    return KERNELS[name](artefact)
 
 
 def product(
@@ -72,16 +74,96 @@ def product(
 
 def _gemm_s8(artefact: Artefact) -> Work:
     """Multiplier, bias and correction are four bytes each."""
-    codes = getattr(artefact.description, "to_codes", True)
-    return product(artefact, INT8, 8, 8, 1 if codes else 4, 12)
+    floats = artefact.op == "gemm_s8_float" or not getattr(artefact.description, "to_codes", True)
+    return product(artefact, INT8, 8, 8, 4 if floats else 1, 12)
 
 
-def _gemm_s8_float(artefact: Artefact) -> Work:
-    return product(artefact, INT8, 8, 8, 4, 12)
+def _gemm_w4a4(artefact: Artefact) -> Work:
+    return product(artefact, INT4, 4, 4, 4, 4 * _groups(artefact.description), 4)
 
 
-# Op -> what a launch of its kernel does.
+def _gemm_w4a8(artefact: Artefact) -> Work:
+    """A scale a group and column, a scale a row; where weights have zero points, these and the sums of the codes of a row."""
+    d = artefact.description
+    groups = _groups(d)
+    column = groups * (4 + 4 * d.zero + 4 * d.x_zero)
+    return product(artefact, INT8, 8, 4, BYTES[d.dtype], column, 4 + 4 * d.x_zero + 4 * groups * d.zero)
+
+
+def _gemm_w4a16(artefact: Artefact) -> Work:
+    """Where K is split, each split writes its sums in float32."""
+    d = artefact.description
+    return product(artefact, FP16, 16, 4, 4 * d.splits if d.splits > 1 else 2, 4 * _groups(d))
+
+
+def _gemm_w4a16_sum(artefact: Artefact) -> Work:
+    d = artefact.description
+    return _once(d.m * d.n * (4 * d.splits + 2))
+
+
+def _groups(shape: Any) -> int:
+    return -(-shape.k // shape.group) if shape.group else 1
+
+
+def _fake_quantize(artefact: Artefact) -> Work:
+    """Forward: x once, y once; every block loads the scale and zero point of its rows."""
+    d, size = artefact.description, artefact.constants
+    rows, item = d.outer * d.channels, BYTES[d.dtype]
+    moved = rows * d.inner * (item + (1 if size["TO_CODES"] else item))
+    down, across = -(-rows // size["BLOCK_ROWS"]), -(-d.inner // size["BLOCK_INNER"])
+    return Work(moved + 8 * down * across * size["BLOCK_ROWS"], moved + 8 * d.channels, 0, None)
+
+
+def _fake_quantize_backward(artefact: Artefact) -> Work:
+    """dy and x once, dx once, and the partial sums of each program."""
+    d = artefact.description
+    programs = _programs(artefact)
+    moved = d.outer * d.channels * d.inner * 3 * BYTES[d.dtype]
+    return Work(moved + 16 * programs * d.channels, moved + 16 * d.channels, 0, None)
+
+
+def _fake_quantize_sums(artefact: Artefact) -> Work:
+    return _once((8 * _programs(artefact) + 12) * artefact.description.channels)
+
+
+def _programs(artefact: Artefact) -> int:
+    from pyquant.kernels import fake_quantize
+
+    return fake_quantize.choose_backward(artefact.description, artefact.target)[2]
+
+
+def _quantize_rows(artefact: Artefact) -> Work:
+    """Rows too long for registers are read a second time. The description says no number of rows: LARGE."""
+    d = artefact.description
+    read = LARGE * d.k * BYTES[d.dtype]
+    written = LARGE * (-(-d.k * d.bits // 8) + 4 + 4 * (d.k // d.group if d.group else 0))
+    return Work(read * (1 if artefact.constants["ONCE"] else 2) + written, read + written, 0, None)
+
+
+def _row_sums(artefact: Artefact) -> Work:
+    d = artefact.description
+    return _once(LARGE * (d.k + 4 * d.k // d.group))
+
+
+def _once(moved: int) -> Work:
+    """All of it is needed, and none of it twice."""
+    return Work(moved, moved, 0, None)
+
+
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+# Triton's function, or the op of a CUDA kernel -> what a launch of it does.
 KERNELS: Mapping[str, Callable[[Artefact], Work]] = {
     "gemm_s8": _gemm_s8,
-    "gemm_s8_float": _gemm_s8_float,
+    "gemm_s8_float": _gemm_s8,
+    "gemm_s8_kernel": _gemm_s8,
+    "gemm_w4a4": _gemm_w4a4,
+    "gemm_w4a8": _gemm_w4a8,
+    "gemm_w4a8_kernel": _gemm_w4a8,
+    "gemm_w4a16": _gemm_w4a16,
+    "gemm_w4a16_sum": _gemm_w4a16_sum,
+    "fake_quantize_kernel": _fake_quantize,
+    "backward_kernel": _fake_quantize_backward,
+    "sums_kernel": _fake_quantize_sums,
+    "quantize_rows_kernel": _quantize_rows,
+    "row_sums_kernel": _row_sums,
 }

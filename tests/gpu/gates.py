@@ -21,10 +21,13 @@ INT4 = {"gemm_w4a4"}
 INT8 = {"gemm_s8", "gemm_w4a8", "conv_s8"}
 HALF = {"gemm_w4a16"}
 # Codes of these are summed or rounded one by one; nothing multiplies matrices.
-NONE = {"fake_quantize", "quantize_rows", "depthwise_s8"}
+NONE = {"fake_quantize", "quantize_rows", "depthwise_s8", "gemm_w4a16_sum"}
 # How opcodes of the tensor cores start: those of a warp, and those that an architecture has for whole blocks.
-WARP = {"int4": "IMMA.16864.S4.S4", "int8": "IMMA.16832.S8", "half": "HMMA.16816.F32"}
-WARP_U8 = "IMMA.16832.U8.S8"
+WARP = {
+    "int4": ("IMMA.16864.S4.S4", "IMMA.16864.U4.S4"),
+    "int8": ("IMMA.16832.S8.S8", "IMMA.16832.U8.S8"),
+    "half": ("HMMA.16816.F32",),
+}
 WIDE = {
     ("sm_90", "int8"): "IGMMA.",
     ("sm_90", "half"): "HGMMA.",
@@ -84,11 +87,10 @@ def _wanted(artefact: Artefact, kind: str) -> tuple[str, ...]:
     if artefact.target == "gfx942":
         return (MATRIX[kind],)
     wide = WIDE.get((artefact.target, kind))
-    warp = (WARP["int8"], WARP_U8) if kind == "int8" else (WARP[kind],)
     if wide is None or artefact.backend == "cuda":
-        return warp
+        return WARP[kind]
     # Instructions of whole blocks take 64 rows and four warps; smaller tiles have those of a warp.
-    return (wide,) if artefact.constants["BLOCK_M"] >= 64 else (wide, *warp)
+    return (wide,) if artefact.constants["BLOCK_M"] >= 64 else (wide, *WARP[kind])
 
 
 def wide_loads(artefact: Artefact) -> str | None:
