@@ -175,7 +175,7 @@ def cuda_artefacts(target: str) -> Iterator[Artefact]:
 
 
 def _product(kernel: Any, target: str) -> Product:
-    """The shape that a CUDA kernel is looked at with: a batch for tiles of many rows, else as many rows as the tile has."""
+    """The shape that a CUDA kernel is looked at with: a batch for the largest tile of its kind, else as many rows as the tile has."""
     from pyquant.ops.cuda_configurations import KERNELS, w4a16_splits
 
     if kernel.op == "gemm_w4a16_sum":
@@ -183,17 +183,18 @@ def _product(kernel: Any, target: str) -> Product:
         kernel = next(
             one for one in KERNELS if one.op == "gemm_w4a16" and kernel.entry.split("_")[-1] in one.entry
         )
-    m = (
-        LARGE
-        if kernel.tile[0] >= 128 or (kernel.tile[0] >= 64 and kernel.op != "gemm_w4a16")
-        else kernel.tile[0]
-    )
-    # The largest group: with the fewest scales to load.
-    group = max(size or 0 for size in kernel.group_sizes)
-    splits = 1
+    group = _largest_group(kernel)
+    rows = kernel.tile[0]
+    alike = [one.tile[0] for one in KERNELS if one.op == kernel.op and _largest_group(one) == group]
     if kernel.op == "gemm_w4a16":
-        splits = w4a16_splits(kernel, m, LARGE, LARGE, devices(target)[0].processors)
-    return Product(m, LARGE, LARGE, group, splits=splits)
+        splits = w4a16_splits(kernel, rows, LARGE, LARGE, devices(target)[0].processors)
+        return Product(rows, LARGE, LARGE, group, splits=splits)
+    return Product(LARGE if rows == max(alike) else rows, LARGE, LARGE, group)
+
+
+def _largest_group(kernel: Any) -> int:
+    """With the fewest scales to load; 0: one a row."""
+    return max(size or 0 for size in kernel.group_sizes)
 
 
 def artefacts(target: str) -> Iterator[Artefact]:

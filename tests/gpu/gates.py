@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.compiled import Artefact
-from bench.machine_code import is_tensor
+from bench.machine_code import first_word, is_load, is_tensor, load_width
 from bench.roofline import bound_us, devices
 from bench.traffic import work
 
@@ -23,6 +23,8 @@ HALF = {"gemm_w4a16"}
 # Codes of these are summed or rounded one by one; nothing multiplies matrices.
 NONE = {"fake_quantize", "quantize_rows", "depthwise_s8", "gemm_w4a16_sum"}
 # How opcodes of the tensor cores start: those of a warp, and those that an architecture has for whole blocks.
+# A group of 32 products fills half of an int4 instruction of 64: it takes the one of 32.
+WARP_OF_32 = ("IMMA.16832.S4.S4", "IMMA.16832.U4.S4")
 WARP = {
     "int4": ("IMMA.16864.S4.S4", "IMMA.16864.U4.S4"),
     "int8": ("IMMA.16832.S8.S8", "IMMA.16832.U8.S8"),
@@ -37,8 +39,8 @@ WIDE = {
 MATRIX = {"int8": "v_mfma_i32_", "half": "v_mfma_f32_"}
 # Issue 4: on sm_80 so much of the main loops of W4A4 and W8A8 are instructions of the tensor cores.
 TENSOR_SHARE, SHARED_BY = 0.40, {"gemm_s8", "gemm_w4a4"}
-# Group scales are loaded a few bytes at a time, and are no more than this share of what a main loop loads.
-NARROW_SHARE, GROUPED = 0.10, {"gemm_w4a16", "gemm_w4a8", "gemm_w4a4"}
+# These load scales of groups in their main loop, a few bytes at a time, beside operands that asynchronous copies bring.
+GROUPED = {"gemm_w4a16", "gemm_w4a8", "gemm_w4a4"}
 
 
 def op_of(artefact: Artefact) -> str:
@@ -86,6 +88,8 @@ def tensor_cores(artefact: Artefact) -> str | None:
 def _wanted(artefact: Artefact, kind: str) -> tuple[str, ...]:
     if artefact.target == "gfx942":
         return (MATRIX[kind],)
+    if kind == "int4" and artefact.description.group == 32:
+        return WARP_OF_32
     wide = WIDE.get((artefact.target, kind))
     if wide is None or artefact.backend == "cuda":
         return WARP[kind]
@@ -96,22 +100,34 @@ def _wanted(artefact: Artefact, kind: str) -> tuple[str, ...]:
 def wide_loads(artefact: Artefact) -> str | None:
     """The main loop loads its operands 16 bytes a thread.
 
-    Rows of a length that 16 does not divide begin anywhere, and have to be loaded byte by byte.
+    Rows of a length that 16 does not divide begin anywhere, and Triton loads them byte by byte.
     """
-    widths = artefact.code.load_widths
     if kind_of(artefact) is None or (artefact.description.k % 16 and artefact.backend == "triton"):
         return None
-    total = sum(width * count for width, count in widths.items())
-    narrow = sum(width * count for width, count in widths.items() if width < 16)
-    allowed = NARROW_SHARE if op_of(artefact) in GROUPED else 0
-    if total and narrow <= allowed * total:
+    code = artefact.code
+    widths = {opcode: load_width(opcode) for opcode in code.loop or code.opcodes if is_load(opcode)}
+    scales = op_of(artefact) in GROUPED
+    narrow = [
+        opcode
+        for opcode, width in widths.items()
+        if width < 16 and not (scales and first_word(opcode) == "LDG")
+    ]
+    if not narrow and max(widths.values(), default=0) >= 16:
         return None
-    return f"{artefact}: loads by their bytes a thread {dict(sorted(widths.items()))}"
+    return f"{artefact}: loads by their bytes a thread {dict(sorted(code.load_widths.items()))}"
 
 
 def tensor_share(artefact: Artefact) -> str | None:
-    """On sm_80 enough of the main loop multiplies, where products rather than bytes bound the time."""
-    if artefact.target != "sm_80" or op_of(artefact) not in SHARED_BY:
+    """On sm_80 enough of the main loop multiplies, where products rather than bytes bound the time.
+
+    Not where every group of K has a scale: a lane has four results of an instruction of the tensor cores and makes a float of each
+    group's in three, so that groups of 128 have twelve ordinary instructions for two of int4: 14 % at best, on any tile.
+    """
+    if (
+        artefact.target != "sm_80"
+        or op_of(artefact) not in SHARED_BY
+        or getattr(artefact.description, "group", 0)
+    ):
         return None
     (device,) = devices(artefact.target)
     done, share = work(artefact), artefact.code.tensor_share

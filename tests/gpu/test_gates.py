@@ -151,6 +151,14 @@ def test_the_wrong_tensor_cores_are_caught(op, target, backend, rows, opcode, pa
     assert tensor_cores(mixed) is not None
 
 
+def test_a_group_of_32_takes_the_int4_instruction_of_32():
+    small = replace(GOOD, op="gemm_w4a4", backend="cuda", description=Product(4096, 4096, 4096, 32))
+    assert tensor_cores(with_code(small, opcodes={"IMMA.16832.U4.S4": 1})) is None
+    assert tensor_cores(with_code(small, opcodes={"IMMA.16832.S8.S8": 1})) is not None
+    large = replace(small, description=Product(4096, 4096, 4096, 64))
+    assert tensor_cores(with_code(large, opcodes={"IMMA.16832.U4.S4": 1})) is not None
+
+
 def test_an_op_that_no_gate_knows_is_an_error():
     with pytest.raises(AssertionError, match="no gate knows the op gemm_s2"):
         tensor_cores(replace(GOOD, op="gemm_s2"))
@@ -159,10 +167,13 @@ def test_an_op_that_no_gate_knows_is_an_error():
 def test_narrow_loads_are_caught():
     assert "{4: 1, 16: 12}" in wide_loads(with_code(loop=loop(LDG_E=1)))
     assert "{}" in wide_loads(with_code(loop={"IMMA.16832.S8.S8": 1}))
-    # Group scales may be narrow, operands of grouped kernels may not.
+    assert wide_loads(with_code(loop={"LDG.E.128": 1})) is None
+    # Group scales may be narrow; operands, which come by copies to shared memory, may not.
     grouped = replace(GOOD, op="gemm_w4a16")
     assert wide_loads(with_code(grouped, loop=loop(LDG_E_U16=8))) is None
-    assert wide_loads(with_code(grouped, loop=loop(LDG_E_U16=11))) is not None
+    assert wide_loads(with_code(grouped, loop=loop(LDGSTS_E_64=1))) is not None
+    assert "{4: 9}" in wide_loads(with_code(grouped, loop={"LDG.E": 9}))
+    assert wide_loads(with_code(loop=loop(LDG_E_U16=8))) is not None
     # Nor has a length that 16 does not divide any other loads.
     ragged = replace(GOOD, description=Product(197, 1001, 2047))
     assert wide_loads(with_code(ragged, loop=loop(LDG_E_U8=90))) is None
@@ -174,6 +185,12 @@ def test_too_few_tensor_core_instructions_are_caught():
         == "triton-gemm_s8_kernel-M4096-sm_80: 64 of 161 instructions, 39.8%"
     )
     assert "0 of 0 instructions" in tensor_share(with_code(loop={}))
+    grouped = replace(GOOD, op="gemm_w4a4", description=Product(4096, 4096, 4096, 128))
+    assert tensor_share(with_code(grouped, loop=loop(IADD3=61))) is None
+    assert (
+        tensor_share(with_code(replace(GOOD, op="gemm_w4a4", description=LARGE), loop=loop(IADD3=61)))
+        is not None
+    )
     # Bytes bound a product of few rows, and other chips have no such gate.
     assert tensor_share(with_code(replace(GOOD, description=FLAT), loop=loop(IADD3=61))) is None
     assert tensor_share(with_code(replace(GOOD, target="sm_90"), loop=loop(IADD3=61))) is None
