@@ -121,10 +121,7 @@ def triton_artefacts(target: str, first: bool = False) -> Iterator[Artefact]:
         if mark in seen:
             continue
         seen.add(mark)
-        path = BUILD / f"{key}.json"
-        if not path.is_file():
-            _keep(path, _compile(one, target))
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = _read(one, target, key)
         yield Artefact(
             "triton",
             one.kernel,
@@ -235,6 +232,14 @@ def _key(one: Any, target: str) -> str:
         one.num_stages,
     )
     return hashlib.sha256(repr(facts).encode() + _readers()).hexdigest()[:32]
+
+
+def _read(one: Any, target: str, key: str) -> dict[str, Any]:
+    """What a compiled kernel is, kept from an earlier time or compiled now."""
+    path = BUILD / f"{key}.json"
+    if not path.is_file():
+        _keep(path, _compile(one, target))
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _compile(one: Any, target: str) -> dict[str, Any]:

@@ -6,11 +6,12 @@ from functools import cache
 
 import pytest
 
+from bench import compiled
 from bench.compiled import Artefact, Product, cuda_artefacts, missing_fatbin, missing_triton, triton_artefacts
 from bench.machine_code import Kernel
 from bench.occupancy import GFX942, MULTIPROCESSORS
 from bench.traffic import work
-from tests.gpu.gates import GATES, SHARED, launches, spills, tensor_cores, tensor_share, wide_loads
+from tests.gpu.gates import GATES, SHARED, kind_of, launches, spills, tensor_cores, tensor_share, wide_loads
 
 FAST = "sm_80"
 TARGETS = (*MULTIPROCESSORS, GFX942)
@@ -202,3 +203,18 @@ def test_what_a_product_moves():
     assert done.bytes == 32 * 16 * (128 + 256) * 4096 + 32 * 4096 * 12 + 4096 * 4096
     assert done.bytes_minimum == 2 * 4096 * 4096 + 4096 * 12 + 4096 * 4096
     assert done.operations == 2 * 4096**3 and done.kind == "int8"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_every_kernel_moves_is_known(target, monkeypatch):
+    """Of each that ships, also of those that only the slow tests compile."""
+    if missing_triton() is not None:
+        pytest.skip(str(missing_triton()))
+    read = {"code": vars(CODE), "threads": 128, "shared": 1024, "tensor_columns": 0}
+    monkeypatch.setattr(compiled, "_read", lambda one, target, key: read)
+    for artefact in triton_artefacts(target):
+        done = work(artefact)
+        assert done.bytes >= done.bytes_minimum > 0, str(artefact)
+        assert (done.operations > 0) == (done.kind is not None) == (kind_of(artefact) is not None), str(
+            artefact
+        )
