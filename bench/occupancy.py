@@ -67,9 +67,9 @@ def blocks(target: str, threads: int, registers: int, shared: int, tensor_column
         return _compute_unit(threads, registers, shared)
     chip, warps = MULTIPROCESSORS[target], -(-threads // WARP)
     warp_registers = _up(registers * WARP, REGISTER_UNIT)
-    # The hardware checks a launch as if all parts took as many warps.
-    if registers > MOST_REGISTERS or warp_registers * _up(warps, PARTS) > REGISTERS:
+    if registers > MOST_REGISTERS:
         return 0
+    # Each part has a quarter of the registers, and takes whole warps.
     by_registers = REGISTERS // PARTS // warp_registers * PARTS // warps
     by_shared = chip.shared // _up(shared + RESERVED, SHARED_UNIT)
     by_tensor = TENSOR_COLUMNS // tensor_columns if tensor_columns else chip.blocks

@@ -80,6 +80,12 @@ def test_figures_and_main_loop_of_sass():
     assert sum(kernel.opcodes.values()) == 15 and "NOP" not in kernel.opcodes
 
 
+def test_a_jump_with_its_condition_among_the_operands_may_go_on():
+    """With the jump over the loop gone, only going on from ``BRA.U !UP0, 0x30`` leads to the end."""
+    (kernel,) = sass.parse(LOOP.replace("@!P3 BRA 0xa0", "     NOP"))
+    assert kernel.opcodes["EXIT"] == 1 and kernel.opcodes["LDL.LU"] == 1
+
+
 def test_a_fatbin_has_a_kernel_an_architecture():
     both = sass.parse(LOOP + LOOP.replace("sm_90a", "sm_80").replace("REG:90", "REG:72"))
     assert [(kernel.target, kernel.registers, kernel.shared) for kernel in both] == [
