@@ -101,6 +101,65 @@ def _gemm_w4a16_sum(artefact: Artefact) -> Work:
     return _once(d.m * d.n * (4 * d.splits + 2))
 
 
+def _triton_w4a16(artefact: Artefact) -> Work:
+    """A scale and an offset a group and column; where K is split, each split writes its sums in float32."""
+    splits = _splits(artefact)
+    return product(artefact, FP16, 16, 4, 4 * splits if splits > 1 else 2, 6 * _groups(artefact.description))
+
+
+def _triton_w4a16_sum(artefact: Artefact) -> Work:
+    return _once(artefact.description.m * artefact.description.n * (4 * _splits(artefact) + 2))
+
+
+def _splits(artefact: Artefact) -> int:
+    from pyquant.kernels import gemm_w4a16
+
+    d = artefact.description
+    return gemm_w4a16.choose_splits(d, gemm_w4a16.choose(d, artefact.target))[0]
+
+
+def _conv_s8(artefact: Artefact) -> Work:
+    """An implicit product: every tile reads the pixels under its rows, none that lie outside the image."""
+    d, tile = artefact.description, artefact.constants
+    m, outputs, channels = d.images * d.out[0] * d.out[1], d.outputs // d.groups, d.channels // d.groups
+    length = d.kernel[0] * d.kernel[1] * channels
+    down, across = -(-m // tile["BLOCK_M"]), -(-outputs // tile["BLOCK_N"])
+    high, wide = _taps(d, 0), _taps(d, 1)
+    # Rows behind the last read the first pixel's again.
+    pixels = d.images * sum(map(len, high)) * sum(map(len, wide)) + (down * tile["BLOCK_M"] - m) * len(
+        high[0]
+    ) * len(wide[0])
+    loaded = (pixels * channels * across + across * tile["BLOCK_N"] * length * down) * d.groups
+    results = m * d.outputs * (1 + d.residual)
+    least = _seen(d) * d.channels + d.outputs * length + 12 * d.outputs
+    return Work(loaded + 12 * d.outputs * down + results, least + results, 2 * m * d.outputs * length, INT8)
+
+
+def _depthwise_s8(artefact: Artefact) -> Work:
+    d, box = artefact.description, artefact.constants
+    m, taps = d.images * d.out[0] * d.out[1], d.kernel[0] * d.kernel[1]
+    down = -(-m // box["BLOCK_PIXELS"])
+    pixels = d.images * sum(map(len, _taps(d, 0))) * sum(map(len, _taps(d, 1)))
+    results, factors = m * d.channels * (1 + d.residual), d.channels * (taps + 8)
+    return Work(
+        pixels * d.channels + down * factors + results, _seen(d) * d.channels + factors + results, 0, None
+    )
+
+
+def _taps(shape: Any, axis: int) -> list[list[int]]:
+    """For every row of the result, or column: the rows of the image that it sees."""
+    size = (shape.height, shape.width)[axis]
+    first = [at * shape.stride[axis] - shape.padding[axis] for at in range(shape.out[axis])]
+    steps = [tap * shape.dilation[axis] for tap in range(shape.kernel[axis])]
+    return [[at + step for step in steps if 0 <= at + step < size] for at in first]
+
+
+def _seen(shape: Any) -> int:
+    """Pixels that some result needs."""
+    high, wide = (len({at for row in _taps(shape, axis) for at in row}) for axis in (0, 1))
+    return shape.images * high * wide
+
+
 def _groups(shape: Any) -> int:
     return -(-shape.k // shape.group) if shape.group else 1
 
@@ -161,6 +220,10 @@ KERNELS: Mapping[str, Callable[[Artefact], Work]] = {
     "gemm_w4a8_kernel": _gemm_w4a8,
     "gemm_w4a16": _gemm_w4a16,
     "gemm_w4a16_sum": _gemm_w4a16_sum,
+    "gemm_w4a16_kernel": _triton_w4a16,
+    "add_splits_kernel": _triton_w4a16_sum,
+    "conv_s8_kernel": _conv_s8,
+    "depthwise_s8_kernel": _depthwise_s8,
     "fake_quantize_kernel": _fake_quantize,
     "backward_kernel": _fake_quantize_backward,
     "sums_kernel": _fake_quantize_sums,

@@ -52,8 +52,8 @@ def kind_of(artefact: Artefact) -> str | None:
     """What its tensor cores multiply: ``int4``, ``int8``, ``half``; None where it has no use for them."""
     op = op_of(artefact)
     kinds = {"int4": INT4, "int8": INT8, "half": HALF}
-    found = [kind for kind, ops in kinds.items() if op in ops]
-    assert found or op in NONE, f"no gate knows the op {op}"
+    found = [kind for kind, ops in kinds.items() if op in ops and artefact.kernel != "add_splits_kernel"]
+    assert found or op in NONE or artefact.kernel == "add_splits_kernel", f"no gate knows the op {op}"
     return found[0] if found else None
 
 
@@ -100,9 +100,10 @@ def _wanted(artefact: Artefact, kind: str) -> tuple[str, ...]:
 def wide_loads(artefact: Artefact) -> str | None:
     """The main loop loads its operands 16 bytes a thread.
 
-    Rows of a length that 16 does not divide begin anywhere, and Triton loads them byte by byte.
+    Runs of a length that 16 does not divide begin anywhere, and Triton loads them byte by byte; so it does where a step of a
+    convolution runs over taps, as in the first layer.
     """
-    if kind_of(artefact) is None or (artefact.description.k % 16 and artefact.backend == "triton"):
+    if kind_of(artefact) is None or (artefact.backend == "triton" and _begins_anywhere(artefact)):
         return None
     code = artefact.code
     widths = {opcode: load_width(opcode) for opcode in code.loop or code.opcodes if is_load(opcode)}
@@ -115,6 +116,13 @@ def wide_loads(artefact: Artefact) -> str | None:
     if not narrow and max(widths.values(), default=0) >= 16:
         return None
     return f"{artefact}: loads by their bytes a thread {dict(sorted(code.load_widths.items()))}"
+
+
+def _begins_anywhere(artefact: Artefact) -> bool:
+    d = artefact.description
+    if op_of(artefact) == "conv_s8":
+        return d.channels // d.groups % 16 != 0 or not artefact.constants["BY_TAP"]
+    return d.k % 16 != 0
 
 
 def tensor_share(artefact: Artefact) -> str | None:

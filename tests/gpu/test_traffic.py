@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("triton", reason="pip install 'pyquant-engine[gpu]'")
-from pyquant.kernels import shipped
+from pyquant.kernels import conv_s8, shipped
 
 from bench.compiled import Artefact, Product
 from bench.machine_code import Kernel
@@ -66,3 +66,18 @@ def test_bytes_of_products(arguments, case, result_bytes):
         )
     assert found[768] - found[256] == expected[768].bytes - expected[256].bytes
     assert expected[256].bytes_minimum < expected[256].bytes <= found[256]
+
+
+def test_bytes_of_a_small_convolution():
+    """By hand: of 4 x 4 pixels, 3 x 3 with padding 1 sees 10 rows and 10 columns in all, and every pixel at least once."""
+    shape = conv_s8.Description(1, 4, 4, 32, 64, (3, 3), padding=(1, 1, 1, 1))
+    tile = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 32}
+    found = work(Artefact("triton", "conv_s8", "conv_s8_kernel", "", "sm_80", NOTHING, 0, 0, 0, shape, tile))
+    factors, results = 12 * 64, 16 * 64
+    assert found.bytes == 2 * 10 * 10 * 32 + 64 * 9 * 32 + factors + results
+    assert found.bytes_minimum == 16 * 32 + 64 * 9 * 32 + factors + results
+    assert found.operations == 2 * 16 * 64 * 9 * 32
+    # Two tiles of ten rows: the four rows too many read the first pixel again, of which four taps lie inside.
+    lower = {**tile, "BLOCK_M": 10}
+    found = work(Artefact("triton", "conv_s8", "conv_s8_kernel", "", "sm_80", NOTHING, 0, 0, 0, shape, lower))
+    assert found.bytes == 2 * (100 + 4 * 4) * 32 + 2 * (64 * 9 * 32 + factors) + results
