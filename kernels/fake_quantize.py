@@ -133,7 +133,8 @@ def sums_kernel(
     c = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     into_scale = tl.zeros((BLOCK_PROGRAMS, BLOCK_CHANNELS), tl.float32)
     into_zero = tl.zeros((BLOCK_PROGRAMS, BLOCK_CHANNELS), tl.float32)
-    second = programs.to(tl.int64) * channels
+    # An argument of 1 is a constant here, which has no methods.
+    second = tl.cast(programs, tl.int64) * channels
     for first in range(0, programs, BLOCK_PROGRAMS):
         p = first + tl.arange(0, BLOCK_PROGRAMS)
         here = (p < programs)[:, None] & (c < channels)[None, :]

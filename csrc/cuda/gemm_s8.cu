@@ -95,14 +95,14 @@ DEVICE void gemm_s8_floats(const uint8_t* x, const int8_t* w, const float* multi
 //   x: [m, k] uint8, row-major        w: [n, k] int8, row-major       k: a multiple of 16, both aligned to 16 bytes
 //   multiplier, bias: [n] float32     correction: [n] int32           y: [m, n] uint8 or float32, aligned to 16 bytes
 #define PYQUANT_GEMM_S8(tile, ...)                                                                                    \
-  extern "C" __global__ void __launch_bounds__(pyquant::Tile<__VA_ARGS__>::kThreads) gemm_s8_codes_##tile(            \
+  extern "C" __global__ void __launch_bounds__(pyquant::Tile<__VA_ARGS__>::kThreads, 1) gemm_s8_codes_##tile(         \
       const uint8_t* __restrict__ x, const int8_t* __restrict__ w, const float* __restrict__ multiplier,              \
       const float* __restrict__ bias, const int* __restrict__ correction, uint8_t* __restrict__ y, int m, int n,      \
       int k, int y_zero, int low, int high) {                                                                         \
     pyquant::gemm_s8_codes<pyquant::Tile<__VA_ARGS__>>(x, w, multiplier, bias, correction, y, m, n, k, y_zero, low,   \
                                                        high);                                                         \
   }                                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(pyquant::Tile<__VA_ARGS__>::kThreads) gemm_s8_floats_##tile(           \
+  extern "C" __global__ void __launch_bounds__(pyquant::Tile<__VA_ARGS__>::kThreads, 1) gemm_s8_floats_##tile(        \
       const uint8_t* __restrict__ x, const int8_t* __restrict__ w, const float* __restrict__ multiplier,              \
       const float* __restrict__ bias, const int* __restrict__ correction, float* __restrict__ y, int m, int n,        \
       int k) {                                                                                                        \

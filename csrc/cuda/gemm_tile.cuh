@@ -14,6 +14,8 @@ template <int kWarpsM_, int kWarpsN_, int kMTiles_, int kNTiles_, int kStages_>
 struct Tile {
   static constexpr int kWarpsM = kWarpsM_, kWarpsN = kWarpsN_, kMTiles = kMTiles_, kNTiles = kNTiles_;
   static constexpr int kStages = kStages_;
+  // Kernels say that one block a multiprocessor will do (__launch_bounds__(kThreads, 1)): left to aim for more, ptxas spills
+  // on sm_100 and sm_120 for want of registers that are there.
   static constexpr int kThreads = 32 * kWarpsM * kWarpsN;
   static constexpr int kM = 16 * kMTiles * kWarpsM, kN = 8 * kNTiles * kWarpsN;
   // The first row and column of this warp, counted from the block's.

@@ -234,7 +234,7 @@ DEVICE void sum_splits(const float* partial, uint16_t* y, int count, int splits)
 
 // The entries: see pyquant::W4A16. group_size: 32, 64 or 128, or k if groups is 1. All pointers aligned to 16 bytes.
 #define PYQUANT_GEMM_W4A16(name, bf16, ...)                                                                           \
-  extern "C" __global__ void __launch_bounds__(pyquant::Tile<__VA_ARGS__>::kThreads) gemm_w4a16_##name(               \
+  extern "C" __global__ void __launch_bounds__(pyquant::Tile<__VA_ARGS__>::kThreads, 1) gemm_w4a16_##name(            \
       const uint16_t* __restrict__ x, const uint8_t* __restrict__ w, const float* __restrict__ scale,                 \
       const uint8_t* __restrict__ zero, uint16_t* __restrict__ y, float* __restrict__ partial, int m, int n, int k,   \
       int groups, int group_size) {                                                                                   \

@@ -12,7 +12,7 @@
 //   the grids: see pyquant::Grids; group_size: 64 or 128, or 32 in the kernels named so; ignored if the grid is one a row
 //   y: [m, n] float32; all pointers aligned to 16 bytes
 #define PYQUANT_GEMM_W4A4(name, is_signed, halves, grouped, ...)                                                      \
-  extern "C" __global__ void __launch_bounds__(pyquant::Tile<__VA_ARGS__>::kThreads) gemm_w4a4_##name(                \
+  extern "C" __global__ void __launch_bounds__(pyquant::Tile<__VA_ARGS__>::kThreads, 1) gemm_w4a4_##name(             \
       const uint8_t* __restrict__ x, const uint8_t* __restrict__ w, const float* __restrict__ scale,                  \
       const int* __restrict__ zero, const int* __restrict__ sums, const float* __restrict__ x_scale,                  \
       const int* __restrict__ x_zero, float* __restrict__ y, int m, int n, int row_bytes, int groups,                 \

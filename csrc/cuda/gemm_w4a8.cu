@@ -11,7 +11,7 @@
 //   the grids: see pyquant::Grids, with weights of 16 times the code; group_size: 32, 64 or 128; ignored if one a row
 //   y: [m, n] float32; all pointers aligned to 16 bytes
 #define PYQUANT_GEMM_W4A8(name, is_signed, grouped, ...)                                                              \
-  extern "C" __global__ void __launch_bounds__(pyquant::Tile<__VA_ARGS__>::kThreads) gemm_w4a8_##name(                \
+  extern "C" __global__ void __launch_bounds__(pyquant::Tile<__VA_ARGS__>::kThreads, 1) gemm_w4a8_##name(             \
       const uint8_t* __restrict__ x, const uint8_t* __restrict__ w, const float* __restrict__ scale,                  \
       const int* __restrict__ zero, const int* __restrict__ sums, const float* __restrict__ x_scale,                  \
       const int* __restrict__ x_zero, float* __restrict__ y, int m, int n, int row_bytes, int w_row_bytes,            \
