@@ -25,8 +25,11 @@ from tests.gpu import interpreter
 from tests.gpu.emulated_triton import TARGET, EmulatedTriton
 from tests.gpu.emulator import Report
 
+# Of the interpreter's bodies, those of kernels; the others have none of their own.
 NAMES = [
-    path.stem for path in sorted(Path(interpreter.__file__).parent.glob("[!_]*.py")) if path.stem != "guarded"
+    path.stem
+    for path in sorted(Path(interpreter.__file__).parent.glob("[!_]*.py"))
+    if path.stem not in ("guarded", "dispatch")
 ]
 TILED = [name for name in NAMES if name in {module.__name__.rsplit(".", 1)[1] for module in shipped.TILED}]
 
