@@ -37,7 +37,7 @@ WIDE = {
     ("sm_100", "half"): "UTCHMMA",
 }
 MATRIX = {"int8": "v_mfma_i32_", "half": "v_mfma_f32_"}
-# Issue 4: on sm_80 so much of the main loops of W4A4 and W8A8 are instructions of the tensor cores.
+# On sm_80 at least so much of the main loops of W4A4 and W8A8 are instructions of the tensor cores.
 TENSOR_SHARE, SHARED_BY = 0.40, {"gemm_s8", "gemm_w4a4"}
 # These load scales of groups in their main loop, a few bytes at a time, beside operands that asynchronous copies bring.
 GROUPED = {"gemm_w4a16", "gemm_w4a8", "gemm_w4a4"}
