@@ -134,8 +134,8 @@ class Description:
 def _box(k: int, group: int) -> Box:
     inner = group if 0 < group < k else 128
     groups = triton.next_power_of_2(triton.cdiv(min(k, LONGEST), inner))
-    # 32 numbers a thread, where there are so many.
-    warps = min(16, max(1, groups * inner // 1024))
+    # 16 numbers a thread, where there are so many: of 32, some spill.
+    warps = min(16, max(1, groups * inner // 512))
     return Box((("BLOCK_GROUPS", groups), ("BLOCK_INNER", inner)), warps)
 
 

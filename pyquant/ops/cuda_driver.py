@@ -186,6 +186,9 @@ class Driver:
         if found is not None:
             return found
         with self._lock:
+            # Another thread may have asked for it meanwhile.
+            if (entry, device) in self._kernels:
+                return self._kernels[entry, device]
             self.load(device)
             architecture = self.architecture(device)
             with self._current(device), self._uncaptured():

