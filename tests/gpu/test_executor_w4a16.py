@@ -13,7 +13,8 @@ from tests.ops.w4_cases import weights
 
 MULTIPLY = [k for k in KERNELS if k.op == "gemm_w4a16"]
 HALF = {"f16": torch.float16, "bf16": torch.bfloat16}
-# M, N, K, group size, splits: K of a chunk, under a slab, under the pipeline; a split that begins within a group; one without K.
+# M, N, K, group size, splits: K of a chunk, under a slab, under the pipeline; a split that begins within a group; one without K;
+# more splits than the compiler sums in one turn of its loop.
 CASES = [
     (1, 1, 1, None, 1),
     (17, 63, 40, None, 2),
@@ -22,6 +23,7 @@ CASES = [
     (16, 128, 512, 64, 4),
     (64, 33, 640, 128, 4),
     (65, 64, 1024, 128, 1),
+    (3, 70, 576, 64, 6),
 ]
 
 
