@@ -97,7 +97,12 @@ def test_every_tile_of_the_table(triton_on_emulator: EmulatedTriton, name: str) 
     """Two ragged cases on each; and no worse than two-way bank conflicts where matrices are loaded."""
     module = importlib.import_module(f"pyquant.kernels.{name}")
     for tile in module.TILES[TARGET]:
-        with mock.patch.object(module, "largest_that_fills", lambda *given, tile=tile: tile):
+        # Forced past what the choice leaves out for a case; gemm_w4a16 leaves nothing out of a table of one.
+        if hasattr(module, "largest_that_fills"):
+            forced = mock.patch.object(module, "largest_that_fills", lambda *given, tile=tile: tile)
+        else:
+            forced = mock.patch.dict(module.TILES, {TARGET: (tile,)})
+        with forced:
             for case in ragged(name):
                 run(triton_on_emulator, name, case)
     for key, report in triton_on_emulator.reports.items():
