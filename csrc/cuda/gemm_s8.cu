@@ -15,7 +15,7 @@ struct GemmS8 {
 
   // Sums the block's products. x: [m, k] uint8, w: [n, k] int8.
   DEVICE void run(const uint8_t* x, const int8_t* w, int m, int n, int k) {
-    tile.run(x, w, m, n, k, k, [](const auto&, auto) {});
+    tile.template run<true>(x, w, m, n, k, k, [](const auto&, auto) {});
   }
 
   // float(acc + correction) * multiplier + bias of the pair at (row, column), column counted in y.

@@ -47,12 +47,11 @@ class SlabCopy {
     row_ = static_cast<int>(threadIdx.x) / kChunks;
     to_ = swizzled<kBytes>(row_, chunk);
     left_ = end - begin - chunk * 16;
-    from_ = static_cast<const uint8_t*>(matrix) + static_cast<int64_t>(first) * row_bytes + begin + chunk * 16;
-    const int last = rows - 1 - first;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
-      const int row = row_ + i * kRowsAtOnce;
-      row_at_[i] = static_cast<uint32_t>(row < last ? row : last) * static_cast<uint32_t>(row_bytes);
+      const int row = first + row_ + i * kRowsAtOnce;
+      from_[i] = static_cast<const uint8_t*>(matrix) + static_cast<int64_t>(row < rows ? row : rows - 1) * row_bytes +
+                 begin + chunk * 16;
     }
   }
 
@@ -61,11 +60,11 @@ class SlabCopy {
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       if (kRows % kRowsAtOnce == 0 || row_ + i * kRowsAtOnce < kRows) {
-        cp_async_16(to + to_ + i * kRowsAtOnce * kBytes, from_ + row_at_[i], left_ > 0);
+        cp_async_16(to + to_ + i * kRowsAtOnce * kBytes, from_[i], left_ > 0);
       }
+      from_[i] += kBytes;
     }
     left_ -= kBytes;
-    from_ += kBytes;
   }
 
  private:
@@ -74,8 +73,7 @@ class SlabCopy {
   static constexpr int kCopies = (kRows + kRowsAtOnce - 1) / kRowsAtOnce;
   static_assert(kRowsAtOnce % 8 == 0, "rows that one thread copies share their swizzle");
 
-  const uint8_t* from_;       // this thread's chunk of the block's first row
-  uint32_t row_at_[kCopies];  // its rows, counted in bytes from there: half the registers of pointers
+  const uint8_t* from_[kCopies];  // this thread's chunk of each of its rows
   int to_, row_, left_;
 };
 
@@ -106,7 +104,10 @@ struct LaneRows {
 
 // Runs `copy(stage)` and `multiply(stage)` for each slab, copies kStages - 1 slabs ahead. `copy` is also called for slabs
 // behind the last one, where it copies zeros or nothing.
-template <int kStages, class Copy, class Multiply>
+//
+// kUnrolled: a turn of the loop is kStages slabs, so that every address of shared memory is a constant away from a register
+// and the pointers into x and w move once a turn. Else a turn is one slab, for those whose slab is long code as it is.
+template <int kStages, bool kUnrolled, class Copy, class Multiply>
 DEVICE void pipeline(int slabs, int stage_bytes, Copy copy, Multiply multiply) {
   const SharedAddress shared = shared_memory();
 #pragma unroll
@@ -114,19 +115,31 @@ DEVICE void pipeline(int slabs, int stage_bytes, Copy copy, Multiply multiply) {
     copy(shared + stage * stage_bytes);
     cp_async_commit();
   }
-  int read = 0, write = (kStages - 1) * stage_bytes;
-  // Not unrolled: a slab is work enough, and the flat tiles would run out of the registers that ptxas grants them.
-#pragma unroll 1
-  for (int slab = 0; slab < slabs; ++slab) {
-    // This thread's part of the oldest slab has come; behind the barrier, everybody's. The barrier also says that all
-    // are done with the slab before it, whose place the new copy takes.
+  // This thread's part of the oldest slab has come; behind the barrier, everybody's. The barrier also says that all are done
+  // with the slab before it, whose place the new copy takes.
+  const auto step = [&](int read, int write) {
     cp_async_wait<kStages - 2>();
     block_barrier();
     copy(shared + write);
     cp_async_commit();
     multiply(shared + read);
-    write = read;
-    read = read + stage_bytes == kStages * stage_bytes ? 0 : read + stage_bytes;
+  };
+  if constexpr (kUnrolled) {
+    for (;;) {
+#pragma unroll
+      for (int stage = 0; stage < kStages; ++stage) {
+        if (slabs-- == 0) return;
+        step(stage * stage_bytes, (stage + kStages - 1) % kStages * stage_bytes);
+      }
+    }
+  } else {
+    int read = 0, write = (kStages - 1) * stage_bytes;
+#pragma unroll 1
+    for (int slab = 0; slab < slabs; ++slab) {
+      step(read, write);
+      write = read;
+      read = read + stage_bytes == kStages * stage_bytes ? 0 : read + stage_bytes;
+    }
   }
 }
 

@@ -95,7 +95,7 @@ class GemmW4A16 {
     int left = args.groups == 1 ? 2 * slabs + 1 : parts - first * 2 % parts;
     load_zeros(group_);
     begin_group();
-    pipeline<T::kStages>(
+    pipeline<T::kStages, false>(
         count, X::kSize + kBlockOfW,
         [&](SharedAddress stage) {
           x_copy.next(stage);

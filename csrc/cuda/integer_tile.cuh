@@ -110,7 +110,7 @@ struct IntegerTile {
 
   // Walks K and calls done(a, part) once the products of a part were added; a: the fragments of x.
   // x: [m, row_bytes] bytes of codes; w: [n, row_bytes * kSlabOfW / kSlab]; row_bytes a multiple of 16, w's rows too.
-  template <class Done>
+  template <bool kUnrolled, class Done>
   DEVICE void run(const void* x, const void* w, int m, int n, int row_bytes, int w_row_bytes, Done done) {
     X x_copy;
     W w_copy;
@@ -121,7 +121,7 @@ struct IntegerTile {
     Codes codes;
     codes.begin(T::warp_column());
     clear(acc);
-    pipeline<T::kStages>(
+    pipeline<T::kStages, kUnrolled>(
         (row_bytes + kSlab - 1) / kSlab, kStageBytes,
         [&](SharedAddress stage) {
           x_copy.next(stage);

@@ -36,7 +36,7 @@ class ScaledCodes {
       load_scales(0);
     }
     int group = 0, left = parts;
-    tile_.run(x, w, m, n, row_bytes, w_row_bytes, [&](const uint32_t (&a)[T::kMTiles][4], auto part) {
+    tile_.template run<!kGrouped>(x, w, m, n, row_bytes, w_row_bytes, [&](const uint32_t (&a)[T::kMTiles][4], auto part) {
       if (grids_.zero != nullptr) add_row_sums<decltype(part)::value>(a);
       if constexpr (kGrouped) {
         // What lies behind the last group is zeros up to the end of a slab.
