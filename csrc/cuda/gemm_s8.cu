@@ -37,44 +37,63 @@ struct GemmS8 {
   }
 };
 
-// The clamp comes before the cast: what no uint8 holds, a NaN too, has no defined cast.
-DEVICE uint32_t requantised(float v, float y_zero, float low, float high) {
-  return static_cast<uint32_t>(fminf(fmaxf(__fadd_rn(rintf(v), y_zero), low), high));
+// round(v) + y_zero in the low byte, once v is between `least` and `most`, the ends of the codes less y_zero: behind them is
+// what no code can be, a NaN too. The sum with 1.5 * 2^23 rounds v half to even and has it in its last bits: two additions,
+// where the conversions from float to float and from float to integer run at a quarter of their rate.
+DEVICE uint32_t requantised(float v, float least, float most, uint32_t y_zero) {
+  return __float_as_uint(__fadd_rn(fminf(fmaxf(v, least), most), 12582912.0f)) + y_zero;
+}
+
+// Results on their way through shared memory: lanes hold pairs of bytes, which there become rows. The rows' stride keeps
+// the stores of a warp's eight rows in different banks.
+template <class T>
+constexpr int kResultStride = T::kN + 16;
+
+// Stores the block's results, kBytes at a time, which divides n: neighbouring threads store neighbouring bytes.
+template <class T, int kBytes>
+DEVICE void store_codes(SharedAddress results, uint8_t* y, int m, int n) {
+  constexpr int kAcross = T::kN / kBytes, kRowsAtOnce = T::kThreads / kAcross;
+  static_assert(T::kThreads % kAcross == 0 && T::kM % kRowsAtOnce == 0, "every thread has its column");
+  const int column = static_cast<int>(threadIdx.x) % kAcross * kBytes;
+  const int y_column = static_cast<int>(blockIdx.y) * T::kN + column;
+  if (y_column >= n) return;
+  const int first = static_cast<int>(threadIdx.x) / kAcross, first_row = static_cast<int>(blockIdx.x) * T::kM;
+  for (int row = first; row < T::kM && first_row + row < m; row += kRowsAtOnce) {
+    const SharedAddress from = results + row * kResultStride<T> + column;
+    uint8_t* to = y + static_cast<int64_t>(first_row + row) * n + y_column;
+    if constexpr (kBytes == 16) {
+      uint32_t r[4];
+      load_shared_16(r, from);
+      *reinterpret_cast<uint4*>(to) = uint4{r[0], r[1], r[2], r[3]};
+    } else if constexpr (kBytes == 4) {
+      *reinterpret_cast<uint32_t*>(to) = load_shared_4(from);
+    } else {
+      *to = static_cast<uint8_t>(load_shared_1(from));
+    }
+  }
 }
 
 template <class T>
 DEVICE void gemm_s8_codes(const uint8_t* x, const int8_t* w, const float* multiplier, const float* bias,
                           const int* correction, uint8_t* y, int m, int n, int k, int y_zero, int low, int high) {
+  static_assert(T::kM * kResultStride<T> <= T::kStages * IntegerTile<T, Bytes<false>>::kStageBytes, "the results fit");
   GemmS8<T> gemm;
   gemm.run(x, w, m, n, k);
-  // Lanes hold pairs of bytes; by way of shared memory they become whole 16-byte stores. The rows' stride keeps the
-  // stores of a warp's eight rows in different banks.
-  constexpr int kStride = T::kN + 16, kChunks = T::kN / 16;
-  static_assert(T::kM * kStride <= T::kStages * IntegerTile<T, Bytes<false>>::kStageBytes, "the results fit");
   cp_async_wait<0>();
   block_barrier();
   const SharedAddress shared = shared_memory();
-  const float zero = __int2float_rn(y_zero), least = __int2float_rn(low), most = __int2float_rn(high);
+  const float least = __int2float_rn(low - y_zero), most = __int2float_rn(high - y_zero);
   gemm.for_each_affine(multiplier, bias, correction, n, [&](int row, int column, float v0, float v1) {
-    store_shared_2(shared + row * kStride + column,
-                   requantised(v0, zero, least, most) | requantised(v1, zero, least, most) << 8);
+    store_shared_2(shared + row * kResultStride<T> + column,
+                   (requantised(v0, least, most, y_zero) & 0xFF) | requantised(v1, least, most, y_zero) << 8);
   });
   block_barrier();
-  for (int i = static_cast<int>(threadIdx.x); i < T::kM * kChunks; i += T::kThreads) {
-    const int row = i / kChunks, chunk = i % kChunks;
-    const int y_row = static_cast<int>(blockIdx.x) * T::kM + row;
-    const int y_column = static_cast<int>(blockIdx.y) * T::kN + chunk * 16;
-    if (y_row >= m || y_column >= n) continue;
-    const SharedAddress from = shared + row * kStride + chunk * 16;
-    uint8_t* to = y + static_cast<int64_t>(y_row) * n + y_column;
-    if (n % 16 == 0) {
-      uint32_t r[4];
-      load_shared_16(r, from);
-      *reinterpret_cast<uint4*>(to) = uint4{r[0], r[1], r[2], r[3]};
-    } else {
-      const int bytes = n - y_column < 16 ? n - y_column : 16;
-      for (int b = 0; b < bytes; ++b) to[b] = static_cast<uint8_t>(load_shared_1(from + b));
-    }
+  if (n % 16 == 0) {
+    store_codes<T, 16>(shared, y, m, n);
+  } else if (n % 4 == 0) {
+    store_codes<T, 4>(shared, y, m, n);
+  } else {
+    store_codes<T, 1>(shared, y, m, n);
   }
 }
 

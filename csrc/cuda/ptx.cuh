@@ -40,6 +40,13 @@ DEVICE void load_shared_16(uint32_t (&r)[4], SharedAddress from) {
                : "memory");
 }
 
+// Four bytes of shared memory.
+DEVICE uint32_t load_shared_4(SharedAddress from) {
+  uint32_t word;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(from) : "memory");
+  return word;
+}
+
 // One byte of shared memory.
 DEVICE uint32_t load_shared_1(SharedAddress from) {
   uint32_t byte;

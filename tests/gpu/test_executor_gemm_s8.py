@@ -12,7 +12,8 @@ from tests.gpu.executor import Executor, aligned
 
 CODES = [kernel for kernel in KERNELS if kernel.op == "gemm_s8"]
 FLOATS = [kernel for kernel in KERNELS if kernel.op == "gemm_s8_float"]
-# M, N, K: one row and column, ragged everything, whole tiles, K of one chunk, under a slab, under the pipeline, above it.
+# M, N, K: one row and column, ragged everything, whole tiles, K of one chunk, under a slab, under the pipeline, above it;
+# N of whole words but not chunks.
 SHAPES = [
     (1, 1, 1),
     (1, 63, 16),
@@ -22,6 +23,7 @@ SHAPES = [
     (129, 130, 272),
     (64, 144, 150),
     (2, 128, 640),
+    (65, 132, 80),
 ]
 
 

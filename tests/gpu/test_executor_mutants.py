@@ -51,8 +51,9 @@ SLOW = [
     ("gemm_s8.cu", "cp_async_wait<0>();\n  block_barrier();", "cp_async_wait<0>();", "gemm_s8_codes_64x64"),
     ("gemm_s8.cu", "cp_async_wait<0>();\n  block_barrier();", "block_barrier();", "gemm_s8_codes_64x64"),
     ("gemm_s8.cu", "  });\n  block_barrier();", "  });", "gemm_s8_codes_64x64"),
-    ("gemm_s8.cu", "rintf(v)", "floorf(v + 0.5f)", "gemm_s8_codes_64x64"),
-    ("gemm_s8.cu", "rintf(v), y_zero)", "rintf(__fadd_rn(v, y_zero)), 0.0f)", "gemm_s8_codes_64x64"),
+    ("gemm_s8.cu", "12582912.0f)) + y_zero", "12582912.0f + y_zero))", "gemm_s8_codes_64x64"),
+    ("gemm_s8.cu", "12582912.0f)", "8388608.0f)", "gemm_s8_codes_64x64"),
+    ("gemm_s8.cu", "__int2float_rn(high - y_zero)", "__int2float_rn(high)", "gemm_s8_codes_64x64"),
     ("gemm_s8.cu", "Bytes<false>> tile;", "Bytes<true>> tile;", "gemm_s8_codes_64x64"),
     ("integer_tile.cuh", "mma_s4<kSigned>", "mma_s4<!kSigned>", "gemm_w4a4_signed_row_128x128"),
     (

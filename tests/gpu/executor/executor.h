@@ -24,6 +24,11 @@ struct alignas(16) uint4 {
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __int2float_rn(int v) { return static_cast<float>(v); }
+inline uint32_t __float_as_uint(float v) {
+  uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  return bits;
+}
 
 namespace pyquant {
 
@@ -51,6 +56,13 @@ DEVICE void ldmatrix_x4(uint32_t (&r)[4], SharedAddress row) {
 DEVICE void load_shared_16(uint32_t (&r)[4], SharedAddress from) {
   executor::check_shared(from, 16, "ld.shared.v4");
   std::memcpy(r, from, 16);
+}
+
+DEVICE uint32_t load_shared_4(SharedAddress from) {
+  executor::check_shared(from, 4, "ld.shared.u32");
+  uint32_t word;
+  std::memcpy(&word, from, 4);
+  return word;
 }
 
 DEVICE uint32_t load_shared_1(SharedAddress from) {
