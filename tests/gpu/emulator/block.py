@@ -24,13 +24,13 @@ _METERED = 16
 
 @dataclass
 class Block:
-    """Everything that instructions change.
+    """Everything that instructions change. One object serves launch after launch of a bound program.
 
     Attributes:
         threads: rounded up to whole warps.
-        parameters: name -> the launch's argument as a 64-bit code.
-        rng: what a chip leaves open is drawn from here.
+        memory, parameters, rng: the launch's own: global memory, name -> argument as a 64-bit code, and what a chip leaves open.
         conflicts: number of an instruction -> its worst bank conflict.
+        metered: the same -> how many of its runs that was looked for in.
         binding: number of the instruction that is being bound.
         number: of the block that runs, among the grid's.
     """
@@ -38,16 +38,23 @@ class Block:
     threads: int
     registers: Registers
     shared: SharedMemory
-    memory: GlobalMemory
     copies: AsyncCopies
-    parameters: dict[str, int]
-    rng: np.random.Generator
+    memory: GlobalMemory = field(init=False)
+    parameters: dict[str, int] = field(init=False)
+    rng: np.random.Generator = field(init=False)
     conflicts: dict[int, int] = field(default_factory=dict)
+    metered: dict[int, int] = field(default_factory=dict)
     binding: int = 0
     number: int = 0
 
     def __post_init__(self) -> None:
         self.all_lanes = np.arange(self.threads)
+
+    def open(self, memory: GlobalMemory, parameters: dict[str, int], rng: np.random.Generator) -> None:
+        """A new launch."""
+        self.memory, self.parameters, self.rng = memory, parameters, rng
+        self.conflicts = dict.fromkeys(self.conflicts, 0)
+        self.metered = dict.fromkeys(self.conflicts, 0)
 
     def lanes(self, where: Where) -> Array:
         """The numbers of the running threads."""
@@ -65,13 +72,11 @@ class Block:
     def bank_meter(self, width: int) -> Callable[[Array, Where], None]:
         """Looks at the addresses of one instruction's first runs, after which patterns repeat, and notes the worst conflict."""
         number = self.binding
-        left = _METERED
         self.conflicts[number] = 0
 
         def meter(addresses: Array, where: Where) -> None:
-            nonlocal left
-            if left:
-                left -= 1
+            if self.metered[number] < _METERED:
+                self.metered[number] += 1
                 active = np.broadcast_to(where, self.threads).reshape(-1, 32)
                 ways = conflict_ways(addresses.reshape(-1, 32), active, width)
                 self.conflicts[number] = max(self.conflicts[number], ways)

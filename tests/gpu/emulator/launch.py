@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from .block import Block
 from .copies import AsyncCopies
 from .errors import EmulatorError
 from .global_memory import GlobalMemory
-from .program import bind, granule
+from .program import Bound, bind, granule
 from .registers import Registers
 from .report import Report
 from .schedule import Schedule, instruction_of
@@ -57,6 +58,21 @@ def _parameters(kernel: Kernel, arguments: Sequence[Argument], memory: GlobalMem
     return codes
 
 
+@lru_cache(maxsize=8)
+def _bound(
+    ptx: str, entry: str, shape: tuple[int, int, int], dynamic_shared: int
+) -> tuple[Kernel, Block, list[Bound]]:
+    """A kernel bound to a block of threads. Binding costs as much as a small launch, so the next launch takes the same again."""
+    kernel = read(ptx, entry)
+    threads = shape[0] * shape[1] * shape[2]
+    if kernel.threads not in (None, threads):
+        raise EmulatorError(f"{entry} is compiled for {kernel.threads} threads a block, not {threads}")
+    lanes = -(-threads // 32) * 32
+    shared = SharedMemory(kernel.static_shared + dynamic_shared, granule(kernel), lanes)
+    state = Block(lanes, Registers(kernel, lanes, shape), shared, AsyncCopies(shared, lanes))
+    return kernel, state, bind(kernel, state)
+
+
 def run(
     ptx: str,
     entry: str,
@@ -87,23 +103,18 @@ def run(
         EmulatorError: the program did something that no chip promises to bear, or holds a form that the emulator does not know.
             Arrays are as before.
     """
-    kernel = read(ptx, entry)
     shape, blocks = _three(block), _three(grid)
     threads = shape[0] * shape[1] * shape[2]
-    if kernel.threads not in (None, threads):
-        raise EmulatorError(f"{entry} is compiled for {kernel.threads} threads a block, not {threads}")
     if not 0 < threads <= 1024 or min(blocks) < 1:
         raise EmulatorError(f"a grid of {blocks} blocks of {threads} threads cannot be launched")
-    lanes = -(-threads // 32) * 32
     rng = np.random.default_rng(seed)
     memory = GlobalMemory()
-    parameters = _parameters(kernel, arguments, memory)
-    registers = Registers(kernel, lanes, shape, blocks)
-    shared = SharedMemory(kernel.static_shared + dynamic_shared, granule(kernel), lanes)
-    state = Block(lanes, registers, shared, memory, AsyncCopies(shared, lanes), parameters, rng)
     # Lanes that do not run an instruction are computed along with the others and dropped: their overflows mean nothing.
     with np.errstate(all="ignore"):
-        schedule = Schedule(bind(kernel, state), state, threads, rng, mixed=seed != 0)
+        kernel, state, program = _bound(ptx, entry, shape, dynamic_shared)
+        state.open(memory, _parameters(kernel, arguments, memory), rng)
+        state.registers.open(blocks)
+        schedule = Schedule(program, state, threads, rng, mixed=seed != 0)
         for index in rng.permutation(blocks[0] * blocks[1] * blocks[2]):
             x, rest = int(index) % blocks[0], int(index) // blocks[0]
             here = (x, rest % blocks[1], rest // blocks[1])

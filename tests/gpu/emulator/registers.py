@@ -41,12 +41,9 @@ class Registers:
         kernel: what declares them.
         threads: threads, rounded up to whole warps.
         block: threads in x, y and z.
-        grid: blocks in x, y and z.
     """
 
-    def __init__(
-        self, kernel: Kernel, threads: int, block: tuple[int, int, int], grid: tuple[int, int, int]
-    ) -> None:
+    def __init__(self, kernel: Kernel, threads: int, block: tuple[int, int, int]) -> None:
         self.kernel = kernel
         self.threads = threads
         self._files: list[Array] = []
@@ -61,6 +58,7 @@ class Registers:
         self.used: set[str] = set()
         index = np.arange(threads, dtype=np.uint32)
         self._block_index = [np.zeros(threads, np.uint32) for _ in range(3)]
+        self._grid = [np.zeros(threads, np.uint32) for _ in range(3)]
         self._special: dict[str, Array] = {
             "%laneid": index % np.uint32(32),
             "%warpid": index // np.uint32(32),
@@ -71,7 +69,12 @@ class Registers:
         for axis, name in enumerate("xyz"):
             self._special[f"%ctaid.{name}"] = self._block_index[axis]
             self._special[f"%ntid.{name}"] = np.full(threads, block[axis], np.uint32)
-            self._special[f"%nctaid.{name}"] = np.full(threads, grid[axis], np.uint32)
+            self._special[f"%nctaid.{name}"] = self._grid[axis]
+
+    def open(self, grid: tuple[int, int, int]) -> None:
+        """A new launch, of ``grid`` blocks in x, y and z."""
+        for axis, count in enumerate(grid):
+            self._grid[axis][:] = count
 
     def start(self, block_index: tuple[int, int, int], poison: np.random.Generator) -> None:
         """A new block: registers hold what another program left there."""

@@ -159,11 +159,13 @@ class Schedule:
             raise _At(pc, f"no end after {_ENDLESS} instructions of one block")
 
     @staticmethod
-    def _taken(where: Where, everyone: Where) -> bool | None:
+    def _taken(where: NDArray[np.bool_], everyone: Where) -> bool | None:
         """True if all threads of the convoy do it, False if none, None if some."""
-        if not np.any(where):
+        taking = np.count_nonzero(where)
+        if taking == 0:
             return False
-        return True if np.array_equal(where, np.broadcast_to(everyone, np.shape(where))) else None
+        asked = where.size if everyone is True else np.count_nonzero(everyone)
+        return True if taking == asked else None
 
     def _part(self, team: list[_Convoy], convoy: _Convoy, where: NDArray[np.bool_], bound: Bound) -> None:
         """A branch that some take and some do not."""

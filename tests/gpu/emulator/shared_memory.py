@@ -44,6 +44,7 @@ class SharedMemory:
         self.written_at = np.zeros(count, np.int64)
         self.readers = np.zeros((threads // 32, count), bool)
         self.in_flight = np.zeros(count, np.int16)
+        self._last = np.zeros(count, np.int64)  # of one instruction's accesses the last to each granule
         self.clock = 1
         self.warp_synced = np.zeros(threads // 32, np.int64)
         self._written = self._read = False
@@ -108,7 +109,9 @@ class SharedMemory:
         granules, owners, warps = self._granules(lanes, offsets, width)
         self._landed(granules)
         self._claim(granules, owners, warps, np.zeros(granules.size, bool))
-        if np.unique(granules).size != granules.size:
+        turn = np.arange(granules.size)
+        self._last[granules] = turn
+        if not np.array_equal(self._last[granules], turn):
             raise EmulatorError("two copies go to one place of shared memory at once")
         self.rows[width][offsets // width] = np.frombuffer(bytes([poison]) * 8, f"u{min(width, 8)}")[0]
         self.in_flight[granules] = 1

@@ -94,13 +94,17 @@ def _load(block: Block, modifiers: list[str], kind: str, operands: tuple[str, ..
 
 def _load_parameter(block: Block, kind: str, operands: tuple[str, ...], target: Array) -> Step:
     name = operands[1].strip("[] ")
-    if name not in block.parameters:
+    if name not in dict(block.registers.kernel.parameters):
         raise EmulatorError(f"no parameter {name!r}: offsets into one are not known")
     width = bits(kind)
-    code = np.array(block.parameters[name] & ((1 << width) - 1), f"u{width // 8}")
-    value = code.view(f"{'i' if kind[0] == 's' else 'u'}{width // 8}")
-    register = target.view(f"{value.dtype.kind}{target.dtype.itemsize}")
-    return lambda where: np.copyto(register, value, where=where)
+    form = "i" if kind[0] == "s" else "u"
+    register = target.view(f"{form}{target.dtype.itemsize}")
+
+    def step(where: Where) -> None:
+        code = np.array(block.parameters[name] & ((1 << width) - 1), f"u{width // 8}")
+        np.copyto(register, code.view(f"{form}{width // 8}"), where=where)
+
+    return step
 
 
 def _store(block: Block, modifiers: list[str], kind: str, operands: tuple[str, ...]) -> Step:
