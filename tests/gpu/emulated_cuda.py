@@ -6,7 +6,7 @@ import ast
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,14 +51,16 @@ class EmulatedGpu:
 
     Args:
         ptx: all kernels.
+        replaced: entry -> another text that it is taken from, a mutant's.
 
     Attributes:
         worst_conflict: of banks, over all launches.
         reports: entry -> what its launches did.
     """
 
-    def __init__(self, ptx: str) -> None:
+    def __init__(self, ptx: str, replaced: Mapping[str, str] | None = None) -> None:
         self.ptx = ptx
+        self.replaced = replaced or {}
         self.worst_conflict = 0
         self.reports: dict[str, Report] = {}
 
@@ -76,9 +78,8 @@ class EmulatedGpu:
         """
         kernel = KERNEL[entry]
         values = [memory_of(given) if isinstance(given, Tensor) else given or 0 for given in arguments]
-        report = run(
-            self.ptx, entry, grid, kernel.block, values, dynamic_shared=kernel.shared_bytes, seed=seed
-        )
+        text = self.replaced.get(entry, self.ptx)
+        report = run(text, entry, grid, kernel.block, values, dynamic_shared=kernel.shared_bytes, seed=seed)
         self.worst_conflict = max(self.worst_conflict, report.worst_conflict)
         before = self.reports.get(entry)
         self.reports[entry] = report if before is None else together([before, report])

@@ -13,33 +13,20 @@ from unittest import mock
 
 import pytest
 
-from pyquant.ops.cuda_configurations import KERNELS
-from tests.gpu.emulated_cuda import NVCC, EmulatedGpu, compile_ptx
-from tests.gpu.emulator import Report
-from tests.gpu.emulator.mutate import Mutant, Outcome, judge, propose, sample
+from tests.gpu.emulated_cuda import KERNEL, NVCC, EmulatedGpu, compile_ptx
+from tests.gpu.emulator import together
+from tests.gpu.emulator.mutate import Mutant, Outcome, Trial, judge, propose, sample
+from tests.gpu.emulator.source import alone
 
 pytestmark = pytest.mark.slow
 DRAWN = 50  # mutants of a kernel, beside those of all its barriers and waits
-# CUDA kernel -> the bodies of test_emulated_cuda.py that judge its mutants, quick ones first.
-JUDGES = {
-    "gemm_s8_codes_16x128": [
-        "M17-N16-K48",
-        "M63-N33-K64",
-        "M64-N144-K150",
-        "M2-N128-K640",
-        "M129-N130-K272",
-        "tails",
-    ],
-    "gemm_w4a8_signed_group_16x128": [
-        "group-32-1",
-        "group-32-2",
-        "group-64-4",
-        "group-128-3",
-        "group-32-tails",
-    ],
-    "gemm_w4a4_signed_group_64x128": ["group-64-1", "group-64-2", "group-128-3", "group-64-tails"],
-    "gemm_w4a16_f16_16x128": ["case-1", "case-2", "case-3", "case-6"],
-}
+# Judged by all their bodies in test_emulated_cuda.py.
+CUDA = (
+    "gemm_s8_codes_16x128",
+    "gemm_w4a8_signed_group_16x128",
+    "gemm_w4a4_signed_group_64x128",
+    "gemm_w4a16_f16_16x128",
+)
 # Survivors that change nothing, by how they read, and why.
 HARMLESS = {
     r"bound shifted, .* setp\.\w+\.s32 %p\d+, %r\d+, (\d*[13579])( ->|$)": "lengths of K are multiples of 16: never odd",
@@ -53,11 +40,11 @@ def harmless(mutant: Mutant) -> bool:
     return any(re.search(pattern, str(mutant)) for pattern in HARMLESS)
 
 
-def verdict(ptx: str, entry: str, report: Report, trial: Callable[[str], None]) -> Outcome:
-    """Judge a sample of the mutants of the instructions that a report says ran."""
-    ran = {one.line for one, count in zip(report.instructions, report.executed, strict=True) if count}
-    found = propose(ptx, entry, lambda instruction: instruction.line in ran)
-    return judge(ptx, sample(found, DRAWN, seed=1), trial)
+def verdict(ptx: str, entry: str, trials: list[Trial]) -> Outcome:
+    """Judge a sample of the mutants of the instructions that some trial runs."""
+    lines = together(trial.report for trial in trials).lines
+    found = propose(ptx, entry, lambda instruction: lines[instruction.line] > 0)
+    return judge(ptx, sample(found, DRAWN, seed=1), trials)
 
 
 def assert_caught(outcome: Outcome) -> None:
@@ -68,20 +55,20 @@ def assert_caught(outcome: Outcome) -> None:
 
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH: nothing writes the CUDA kernels' PTX")
-@pytest.mark.parametrize("entry", JUDGES)
+@pytest.mark.parametrize("entry", CUDA)
 def test_faults_in_cuda_kernels_are_seen(tmp_path_factory: pytest.TempPathFactory, entry: str) -> None:
     from tests.gpu.test_emulated_cuda import bodies
 
     ptx = compile_ptx(tmp_path_factory.mktemp("ptx"))
-    checks = bodies(next(kernel for kernel in KERNELS if kernel.entry == entry))
-    gpu = EmulatedGpu(ptx)
+    text = alone(ptx, entry)
 
-    def trial(text: str, on: EmulatedGpu | None = None) -> None:
-        for name in JUDGES[entry]:
-            checks[name](on or EmulatedGpu(text))
+    def trial(body: Callable[[EmulatedGpu], None]) -> Trial:
+        gpu = EmulatedGpu(ptx, {entry: text})
+        body(gpu)
+        return Trial(lambda mutant: body(EmulatedGpu(ptx, {entry: mutant})), gpu.reports[entry])
 
-    trial(ptx, gpu)
-    assert_caught(verdict(ptx, entry, gpu.reports[entry], trial))
+    trials = [trial(body) for body in bodies(KERNEL[entry]).values()]
+    assert_caught(verdict(text, entry, trials))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -93,13 +80,18 @@ def test_faults_in_a_triton_kernel_are_seen() -> None:
 
     emulated = EmulatedTriton()
 
-    def trial(text: str | None = None) -> None:
+    def run(m: int, n: int, k: int, text: str | None = None) -> None:
+        emulated.reports = {}
         emulated.replaced = {} if text is None else {next(iter(emulated.programs)): text}
         tile = mock.patch.object(gemm_s8, "largest_that_fills", lambda *given: gemm_s8.TILES["sm_80"][-2])
         with emulated.on(gemm_s8), tile:
-            for m, n, k in ((17, 65, 96), (33, 31, 288), (3, 130, 608)):
-                check("cpu", m=m, n=n, k=k)
+            check("cpu", m=m, n=n, k=k)
 
-    trial()
-    [(key, program)] = emulated.programs.items()
-    assert_caught(verdict(program.ptx, program.entry, emulated.reports[key], trial))
+    def trial(m: int, n: int, k: int) -> Trial:
+        run(m, n, k)
+        [report] = emulated.reports.values()
+        return Trial(lambda mutant: run(m, n, k, mutant), report)
+
+    trials = [trial(*shape) for shape in ((17, 65, 96), (33, 31, 288), (3, 130, 608))]
+    [program] = emulated.programs.values()
+    assert_caught(verdict(program.ptx, program.entry, trials))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.gpu.emulator import EmulatorError, run
-from tests.gpu.emulator.source import read
+from tests.gpu.emulator.source import alone, read
 from tests.gpu.snippets import launch, program
 
 
@@ -50,6 +50,12 @@ def test_other_entries_are_left_alone() -> None:
     assert read(both, "other").static_shared == 128
     with pytest.raises(EmulatorError, match=r"no entry 'neither'; there are \['snippet', 'other'\]"):
         read(both, "neither")
+    for entry in ("snippet", "other"):
+        cut = alone(both, entry)
+        assert len(cut.splitlines()) == len(both.splitlines())
+        assert read(cut, entry) == read(both, entry)
+    with pytest.raises(EmulatorError, match=r"there are \['other'\]"):
+        read(cut, "snippet")
 
 
 @pytest.mark.parametrize(

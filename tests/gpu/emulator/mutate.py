@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import EmulatorError
+from .report import Report
 from .source import Instruction, bits, read
 
 
@@ -184,30 +185,47 @@ class Outcome:
         return "\n  ".join([head, *(str(mutant) for mutant in self.survivors)])
 
 
-def judge(ptx: str, mutants: Iterable[Mutant], trial: Callable[[str], None]) -> Outcome:
-    """Try mutants.
+@dataclass(frozen=True)
+class Trial:
+    """One of the cases that judge mutants.
 
-    Args:
-        trial: runs a text on its cases; raises EmulatorError or AssertionError where something is wrong.
+    Attributes:
+        check: runs a text; raises EmulatorError or AssertionError where something is wrong.
+        report: of the text as it is.
     """
+
+    check: Callable[[str], None]
+    report: Report
+
+    def reaches(self, mutant: Mutant) -> bool:
+        """Whether it may see a fault: it runs the line, or would if the line's guard let it."""
+        return mutant.kind == "guard dropped" or self.report.lines.get(mutant.line, 0) > 0
+
+
+def judge(ptx: str, mutants: Iterable[Mutant], trials: Iterable[Trial]) -> Outcome:
+    """Try mutants on the trials that come to their lines, short ones first, until one fails."""
+    quick_first = sorted(trials, key=lambda trial: sum(trial.report.executed))
     mutants = list(mutants)
-    alive = [mutant for mutant in mutants if _passes(mutant.apply(ptx), trial)]
-    idle = [mutant for mutant in alive if _never_negative(mutant, ptx, trial)]
+    alive = [mutant for mutant in mutants if _passes(mutant, ptx, quick_first)]
+    idle = [mutant for mutant in alive if _never_negative(mutant, ptx, quick_first)]
     return Outcome(len(mutants), [mutant for mutant in alive if mutant not in idle], idle)
 
 
-def _passes(ptx: str, trial: Callable[[str], None]) -> bool:
+def _passes(mutant: Mutant, ptx: str, trials: list[Trial]) -> bool:
+    text = mutant.apply(ptx)
     try:
-        trial(ptx)
+        for trial in trials:
+            if trial.reaches(mutant):
+                trial.check(text)
     except (EmulatorError, AssertionError):
         return False
     return True
 
 
-def _never_negative(mutant: Mutant, ptx: str, trial: Callable[[str], None]) -> bool:
+def _never_negative(mutant: Mutant, ptx: str, trials: list[Trial]) -> bool:
     shift = re.fullmatch(r"shr\.(s\d+) [^,]+, ([^,]+), .*", mutant.before)
     if shift is None or mutant.kind != "sign lost":
         return False
     kind, number = shift.groups()
     trap = f"{{ .reg .pred negative; setp.lt.{kind} negative, {number}, 0; @negative trap; }} {mutant.before}"
-    return _passes(Mutant("trap", mutant.line, mutant.before, trap).apply(ptx), trial)
+    return _passes(Mutant("trap", mutant.line, mutant.before, trap), ptx, trials)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from .source import Instruction
 
@@ -28,7 +29,7 @@ class Report:
     stored: int
     conflicts: dict[int, int]
 
-    @property
+    @cached_property
     def lines(self) -> dict[int, int]:
         """Line of the text -> how many warps ran it; lines without an instruction are missing."""
         counts: Counter[int] = Counter()
