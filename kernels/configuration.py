@@ -104,13 +104,16 @@ class Configuration:
 
 
 def largest_that_fills(tiles: Sequence[Tile], m: int, n: int, target: Target) -> Tile:
-    """The first tile, largest first, of which an ``[m, n]`` result needs one for every multiprocessor; else the last.
+    """The first tile, largest first, of which an ``[m, n]`` result needs enough for the multiprocessors; else the last.
 
-    Tiles of which rows are half empty are left out.
+    Few rows: one for each, as what bounds is how much of the weight is on its way at once. Many: one for more than half of
+    them, as tiles of half the size would be more than there are multiprocessors, some would have two in turn, and the result
+    would be ready no earlier. Tiles of which rows are half empty are left out.
     """
     fitting = [tile for tile in tiles if tile.m < 2 * m or tile.m == tiles[-1].m]
+    enough = target.processors if m < 128 else target.processors // 2 + 1
     for tile in fitting:
-        if -(-m // tile.m) * -(-n // tile.n) >= target.processors:
+        if -(-m // tile.m) * -(-n // tile.n) >= enough:
             return tile
     return fitting[-1]
 

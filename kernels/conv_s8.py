@@ -140,7 +140,7 @@ _NVIDIA = (
 )
 TILES = {
     **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"), _NVIDIA),
-    "gfx942": tuple(replace(tile, warps=4, stages=2) for tile in _NVIDIA[1:]),
+    "gfx942": (Tile(128, 64, 64, 4, 2), Tile(64, 64, 64, 4, 2), Tile(64, 32, 64, 2, 2)),
     "interpreter": (Tile(64, 64, 64, 4, 1),),
 }
 
@@ -278,6 +278,7 @@ CASES = {
     "14x14x256-3x3-residual": Description(64, 14, 14, 256, 256, residual=True, **_SAME),
     "14x14x1024-1x1": Description(14, 14, 14, 1024, 256),
     "14x14x1024-1x1-8-images": Description(8, 14, 14, 1024, 256),
+    "14x14x1024-1x1-4-images": Description(4, 14, 14, 1024, 256),
     "7x7x512-3x3": Description(64, 7, 7, 512, 512, **_SAME),
     "7x7x512-3x3-one-image": Description(1, 7, 7, 512, 512, **_SAME),
     "28x28x96-1x1": Description(32, 28, 28, 96, 24),

@@ -12,7 +12,7 @@ the bytes of the weight.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,8 +45,8 @@ TILES = {
     "gfx942": (
         Tile(128, 128, 64, 4, 2),
         Tile(64, 64, 128, 4, 2),
-        Tile(32, 64, 128, 4, 2),
-        Tile(16, 64, 128, 4, 2),
+        Tile(32, 64, 128, 2, 2),
+        Tile(16, 64, 128, 2, 2),
     ),
     "interpreter": (Tile(64, 64, 64, 4, 1),),
 }
@@ -92,21 +92,25 @@ def gemm_s8_kernel(
     rows = row * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = column * BLOCK_N + tl.arange(0, BLOCK_N)
     ks = tl.arange(0, BLOCK_K)
-    # Rows past the end read row 0 again: loads need no mask for them, and the store drops them.
-    x_at = x + tl.where(rows < m, rows, 0).to(tl.int64)[:, None] * k + ks[None, :]
-    weight_at = weight + tl.where(columns < n, columns, 0).to(tl.int64)[None, :] * k + ks[:, None]
+    # Where the tile starts is one number for all threads, and all that a step moves on; what each thread adds to it stays,
+    # in 32 bits. A pointer a load would cost the loop four additions instead of two.
+    x += row.to(tl.int64) * BLOCK_M * k
+    weight += column.to(tl.int64) * BLOCK_N * k
+    # Rows past the end read the tile's first again: loads need no mask for them, and the store drops them.
+    x_at = tl.where(rows < m, tl.arange(0, BLOCK_M), 0)[:, None] * k + ks[None, :]
+    weight_at = tl.where(columns < n, tl.arange(0, BLOCK_N), 0)[None, :] * k + ks[:, None]
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     for step in range(tl.cdiv(k, BLOCK_K)):
         if WHOLE_K:
-            codes = tl.load(x_at)
-            w = tl.load(weight_at)
+            codes = tl.load(x + x_at)
+            w = tl.load(weight + weight_at)
         else:
             # Past the end of a row the weight is 0; what x is there does not matter.
-            codes = tl.load(x_at, mask=ks[None, :] < k - step * BLOCK_K, other=0)
-            w = tl.load(weight_at, mask=ks[:, None] < k - step * BLOCK_K, other=0)
+            codes = tl.load(x + x_at, mask=ks[None, :] < k - step * BLOCK_K, other=0)
+            w = tl.load(weight + weight_at, mask=ks[:, None] < k - step * BLOCK_K, other=0)
         acc = tl.dot(packed_bytes.flip(codes, 0x80 if X_UNSIGNED else 0, PTX), w, acc, out_dtype=tl.int32)
-        x_at += BLOCK_K
-        weight_at += BLOCK_K
+        x += BLOCK_K
+        weight += BLOCK_K
     here = columns < n
     acc += tl.load(correction + columns, here, 0)[None, :]
     scaled = epilogue.affine(
@@ -142,6 +146,9 @@ class Description:
 def choose(description: Description, target: str) -> Configuration:
     """The tile for a product on a target."""
     tile = largest_that_fills(TILES[target], description.m, description.n, find(target))
+    if description.k % 16:
+        # Rows begin anywhere, so that every byte is a load and a register of its own.
+        tile = replace(tile, k=32)
     flags = {
         "X_UNSIGNED": description.x_unsigned,
         "TO_CODES": description.to_codes,
@@ -206,15 +213,19 @@ def launch(
 CASES = {
     "M4096": Description(4096, 4096, 4096),
     "M2048-N1280": Description(2048, 1280, 4096),
+    "M1024-N1280": Description(1024, 1280, 4096),
     "M256": Description(256, 4096, 4096),
     "M64-N28672": Description(64, 28672, 4096),
     "M64-N11008": Description(64, 11008, 4096),
     "M64-N6144": Description(64, 6144, 4096),
+    "M64-N4096": Description(64, 4096, 4096),
     "M32": Description(32, 11008, 4096),
+    "M32-N6144": Description(32, 6144, 4096),
     "M17-N4096": Description(17, 4096, 4096),
     "M16": Description(16, 11008, 4096),
     "M1": Description(1, 4096, 4096),
     "M4096-int8-to-float32": Description(4096, 4096, 4096, x_unsigned=False, to_codes=False),
+    "M4096-K-tail": Description(4096, 4096, 4112),
     "M256-K-tail": Description(256, 1024, 2064),
     "M197-ragged": Description(197, 1001, 2047),
 }

@@ -89,21 +89,24 @@ def gemm_w4a16_kernel(
     real = tl.where(here, columns, 0)
     j = tl.arange(0, HALF)
     start = split * blocks_each
-    x_at = x + tl.where(rows < m, rows, 0).to(tl.int64)[:, None] * k + j[None, :] + start * BLOCK_K
-    codes_at = codes + (start.to(tl.int64) * n + real)[None, :] * HALF + j[:, None]
+    # As in gemm_s8.py, a step moves two numbers on that are the same for all threads.
+    x += tl.program_id(0).to(tl.int64) * BLOCK_M * k + start * BLOCK_K
+    codes += (start.to(tl.int64) * n + tl.program_id(1) * BLOCK_N) * HALF
+    x_at = tl.where(rows < m, tl.arange(0, BLOCK_M), 0)[:, None] * k + j[None, :]
+    codes_at = tl.where(here, tl.arange(0, BLOCK_N), 0)[None, :] * HALF + j[:, None]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for b in range(start, tl.minimum(start + blocks_each, tl.cdiv(k, BLOCK_K))):
-        p = tl.load(codes_at)
+        p = tl.load(codes + codes_at)
         low_g = 0 if GROUP == 0 else (2 * b if GROUP < BLOCK_K else b)
         high_g = low_g + (1 if GROUP == HALF else 0)
         if WHOLE_K:
-            low_x = tl.load(x_at)
-            high_x = tl.load(x_at + HALF)
+            low_x = tl.load(x + x_at)
+            high_x = tl.load(x + x_at + HALF)
         else:
             # Past the end of a row x is 0, and so is what a weight of the padding adds.
             left = k - b * BLOCK_K
-            low_x = tl.load(x_at, j[None, :] < left, 0.0)
-            high_x = tl.load(x_at + HALF, j[None, :] < left - HALF, 0.0)
+            low_x = tl.load(x + x_at, j[None, :] < left, 0.0)
+            high_x = tl.load(x + x_at + HALF, j[None, :] < left - HALF, 0.0)
             # A second group of which there is nothing: any real scale will do.
             high_g = tl.where(left > HALF, high_g, low_g)
         low = near(p, False, HALF_FLOAT, PTX) - tl.load(offset + low_g * n + real)[None, :]
@@ -117,8 +120,8 @@ def gemm_w4a16_kernel(
         else:
             acc = tl.dot(low_x, low)
             total += tl.dot(high_x, high, acc) * tl.load(scale + low_g * n + real)[None, :]
-        x_at += BLOCK_K
-        codes_at += n.to(tl.int64) * HALF
+        x += BLOCK_K
+        codes += n.to(tl.int64) * HALF
     if GROUP == 0:
         total *= tl.load(scale + real)[None, :]
     at = (split.to(tl.int64) * m + rows)[:, None] * n + columns[None, :]
@@ -189,7 +192,7 @@ def repack(
 _NVIDIA = (Tile(64, 128, 128, 8, 3), Tile(32, 128, 128, 4, 3), Tile(16, 128, 128, 4, 4))
 TILES = {
     **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"), _NVIDIA),
-    "gfx942": tuple(Tile(m, 64, 128, 4, 2) for m in (64, 32, 16)),
+    "gfx942": (Tile(64, 64, 128, 4, 2), Tile(32, 64, 128, 2, 2), Tile(16, 64, 128, 2, 2)),
     "interpreter": (Tile(64, 64, 128, 4, 1),),
 }
 
@@ -216,7 +219,12 @@ def choose(description: Description, target: str) -> Configuration:
     d = description
     tiles = TILES[target]
     fitting = [tile for tile in tiles if tile.m < 2 * d.m] or [tiles[-1]]
-    tile = replace(fitting[0], k=64 if d.group in (32, 64) else 128)
+    tile = fitting[0]
+    if d.group in (32, 64):
+        # Half as long a step: no more warps than have 16 bytes of each operand for every thread, but two.
+        most = min(2 * tile.m, tile.n) * 32 // (16 * find(target).warp)
+        warps = min(tile.warps, max(most, 2))
+        tile = replace(tile, n=max(64, tile.n * warps // tile.warps), k=64, warps=warps)
     flags = {
         "GROUP": d.group,
         "HALF_FLOAT": d.dtype == "fp16",

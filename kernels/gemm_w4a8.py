@@ -83,11 +83,14 @@ def gemm_w4a8_kernel(
     row, column = tile_of(tl.program_id(0), m, n, BLOCK_M, BLOCK_N)
     rows = row * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = column * BLOCK_N + tl.arange(0, BLOCK_N)
-    # Past the ends row 0 and column 0 are read again: loads need no mask for them, and the store drops them.
+    # Past the ends a tile's first row and column are read again: loads need no mask for them, and the store drops them.
     x_row = tl.where(rows < m, rows, 0).to(tl.int64)
     j = tl.arange(0, HALF)
-    x_at = x + x_row[:, None] * k + j[None, :]
-    codes_at = codes + tl.where(columns < n, columns, 0).to(tl.int64)[None, :] * HALF + j[:, None]
+    # As in gemm_s8.py, a step moves two numbers on that are the same for all threads.
+    x += row.to(tl.int64) * BLOCK_M * k
+    codes += column.to(tl.int64) * BLOCK_N * HALF
+    x_at = tl.where(rows < m, tl.arange(0, BLOCK_M), 0)[:, None] * k + j[None, :]
+    codes_at = tl.where(columns < n, tl.arange(0, BLOCK_N), 0)[None, :] * HALF + j[:, None]
     x_sum_at = x_sum
     if zero is not None:
         x_sum_at = x_sum + x_row * groups
@@ -97,14 +100,14 @@ def gemm_w4a8_kernel(
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     for b in range(tl.cdiv(k, BLOCK_K)):
-        p = tl.load(codes_at)
+        p = tl.load(codes + codes_at)
         if WHOLE_K:
-            low_x = tl.load(x_at)
-            high_x = tl.load(x_at + HALF)
+            low_x = tl.load(x + x_at)
+            high_x = tl.load(x + x_at + HALF)
         else:
             # Past the end of a row the weight is 0; what x is there does not matter.
-            low_x = tl.load(x_at, j[None, :] < k - b * BLOCK_K, 0)
-            high_x = tl.load(x_at + HALF, j[None, :] < k - b * BLOCK_K - HALF, 0)
+            low_x = tl.load(x + x_at, j[None, :] < k - b * BLOCK_K, 0)
+            high_x = tl.load(x + x_at + HALF, j[None, :] < k - b * BLOCK_K - HALF, 0)
         low_x = packed_bytes.flip(low_x, 0x80 if X_UNSIGNED else 0, PTX)
         high_x = packed_bytes.flip(high_x, 0x80 if X_UNSIGNED else 0, PTX)
         low = packed_bytes.low_nibbles(p, PTX)
@@ -123,8 +126,8 @@ def gemm_w4a8_kernel(
             acc = tl.dot(high_x, high, out_dtype=tl.int32)
             if WHOLE_K or g + 1 < groups:
                 total = add_group(total, acc, g + 1, n, columns, scale, zero, weight_sum, x_sum_at, x_off)
-        x_at += BLOCK_K
-        codes_at += n.to(tl.int64) * HALF
+        x += BLOCK_K
+        codes += n.to(tl.int64) * HALF
     if GROUP == 0:
         total = add_group(total, acc, 0, n, columns, scale, zero, weight_sum, x_sum_at, x_off)
     result = total * tl.load(x_scale + x_row)[:, None]
@@ -186,21 +189,27 @@ def repack(
 
 
 # Largest first. With groups a result needs two registers, one for its group and one for all so far; with zero points
-# or groups of 32 more values are alive, and the widest tile would spill.
+# or groups of 32 more values are alive, and wide tiles would spill.
 _WHOLE_ROWS = Tile(128, 128, 128, 4, 3)
 _GROUPS = Tile(128, 128, 128, 8, 3)
+_MANY_VALUES = Tile(64, 128, 128, 8, 3)
 _NARROW = (
-    Tile(64, 128, 128, 8, 3),
+    _MANY_VALUES,
     Tile(64, 64, 128, 4, 3),
     Tile(32, 64, 128, 4, 4),
-    Tile(16, 64, 128, 4, 4),
-    Tile(16, 32, 128, 4, 4),
+    Tile(16, 64, 128, 2, 4),
+    Tile(16, 32, 128, 2, 4),
 )
 _NVIDIA = (_WHOLE_ROWS, _GROUPS, *_NARROW)
 TILES = {
     **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_90", "sm_120"), _NVIDIA),
     "sm_100": (_GROUPS, *_NARROW),
-    "gfx942": tuple(Tile(m, 64, 128, 4, 2) for m in (128, 64, 32, 16)),
+    "gfx942": (
+        Tile(128, 64, 128, 4, 2),
+        Tile(64, 64, 128, 4, 2),
+        Tile(32, 64, 128, 2, 2),
+        Tile(16, 32, 128, 1, 2),
+    ),
     "interpreter": (Tile(64, 64, 128, 4, 1),),
 }
 
@@ -234,9 +243,14 @@ def choose(description: Description, target: str) -> Configuration:
     unfit = (_GROUPS,) if d.group == 0 and _WHOLE_ROWS in TILES[target] else (_WHOLE_ROWS,)
     if d.group == 32 or d.zero:
         unfit = (_WHOLE_ROWS, _GROUPS)
+    if d.group == 32 and (d.zero or (d.x_zero and target == "sm_100")):
+        unfit = (_WHOLE_ROWS, _GROUPS, _MANY_VALUES)
     tiles = [tile for tile in TILES[target] if tile not in unfit]
     tile = largest_that_fills(tiles, d.m, d.n, find(target))
-    tile = replace(tile, k=64 if d.group in (32, 64) else 128)
+    if d.group in (32, 64):
+        # Half as long a step: no more warps than have 16 bytes of each operand for every thread, but two.
+        most = min(tile.m, tile.n) * 32 // (16 * find(target).warp)
+        tile = replace(tile, k=64, warps=min(tile.warps, max(most, 2)))
     flags = {
         "GROUP": d.group,
         "X_UNSIGNED": d.x_unsigned,
