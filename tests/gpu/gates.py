@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter
+
 from bench.compiled import Artefact
 from bench.machine_code import first_word, is_load, is_tensor, load_width
 from bench.roofline import bound_us, devices
@@ -39,6 +43,8 @@ WIDE = {
 MATRIX = {"int8": "v_mfma_i32_", "half": "v_mfma_f32_"}
 # On sm_80 at least so much of the main loops of W4A4 and W8A8 are instructions of the tensor cores.
 TENSOR_SHARE, SHARED_BY = 0.40, {"gemm_s8", "gemm_w4a4"}
+# Bits of a code of x and of the weight, as they are stored.
+BITS = {"gemm_s8": (8, 8), "conv_s8": (8, 8), "gemm_w4a4": (4, 4), "gemm_w4a8": (8, 4), "gemm_w4a16": (16, 4)}
 # These load scales of groups in their main loop, a few bytes at a time, beside operands that asynchronous copies bring.
 GROUPED = {"gemm_w4a16", "gemm_w4a8", "gemm_w4a4"}
 
@@ -98,24 +104,78 @@ def _wanted(artefact: Artefact, kind: str) -> tuple[str, ...]:
 
 
 def wide_loads(artefact: Artefact) -> str | None:
-    """The main loop loads its operands 16 bytes a thread.
+    """The main loop loads its operands 16 bytes a thread, counted by the bytes that a step needs.
 
-    Runs of a length that 16 does not divide begin anywhere, and Triton loads them byte by byte; so it does where a step of a
-    convolution runs over taps, as in the first layer.
+    Every copy to shared memory has to be one of an operand, and every load on AMD, where nothing else tells them apart; scales of
+    groups may be loads of any width beside the copies, on AMD of 4 bytes at most or of 16. Two operands may be narrower. Rows of a
+    length that 16 does not divide begin anywhere, and Triton loads them byte by byte; so it does where a step of a convolution runs
+    over taps, as in the first layer. And where one tile has all the rows of x, these are so few that a step has less than 16 bytes
+    of them for every thread; weights are what the time goes into there, and are never excused.
     """
-    if kind_of(artefact) is None or (artefact.backend == "triton" and _begins_anywhere(artefact)):
+    if kind_of(artefact) is None:
+        return None
+    wanted, scales = _operand_loads(artefact), op_of(artefact) in GROUPED
+    if not wanted:
         return None
     code = artefact.code
-    widths = {opcode: load_width(opcode) for opcode in code.loop or code.opcodes if is_load(opcode)}
-    scales = op_of(artefact) in GROUPED
-    narrow = [
-        opcode
-        for opcode, width in widths.items()
-        if width < 16 and not (scales and first_word(opcode) == "LDG")
-    ]
-    if not narrow and max(widths.values(), default=0) >= 16:
+    operands, others = Counter[int](), Counter[int]()
+    for opcode, count in (code.loop or code.opcodes).items():
+        if is_load(opcode):
+            copied = artefact.target == "gfx942" or first_word(opcode) == "LDGSTS"
+            (operands if copied else others)[load_width(opcode)] += count
+    # A loop may hold several steps.
+    steps = _steps(artefact) if artefact.target == "gfx942" else operands[16] // max(1, wanted[16])
+    rest = Counter(operands)
+    rest.subtract({width: count * steps for width, count in wanted.items()})
+    left = {width: count for width, count in rest.items() if count}
+    if artefact.target == "gfx942" and min(left.values(), default=0) > 0:
+        others.update(left)
+        left = {}
+        scales = scales and set(others) <= {2, 4, 16}
+    if (
+        steps
+        and not left
+        and (not others or scales or (_begins_anywhere(artefact) and set(others) <= {1, 2}))
+    ):
         return None
-    return f"{artefact}: loads by their bytes a thread {dict(sorted(code.load_widths.items()))}"
+    return (
+        f"{artefact}: loads by their bytes a thread {dict(sorted(code.load_widths.items()))}, "
+        f"a step's operands need {dict(sorted(wanted.items()))}"
+    )
+
+
+def _operand_loads(artefact: Artefact) -> Counter[int]:
+    """Bytes of a load -> how many such loads of operands each thread has in a step."""
+    tile, d, op = artefact.constants, artefact.description, op_of(artefact)
+    x_bits, weight_bits = BITS[op]
+    weight = tile["BLOCK_N"] * tile["BLOCK_K"] * weight_bits // 8
+    x = tile["BLOCK_M"] * tile["BLOCK_K"] * x_bits // 8
+    # Two nibbles of a byte multiply two stretches of x, which Triton loads one by one.
+    stretches = 2 if artefact.backend == "triton" and weight_bits < x_bits else 1
+    wide = 16 * artefact.threads
+    found = Counter[int]()
+    anywhere = artefact.backend == "triton" and _begins_anywhere(artefact)
+    # Codes of four bits are repacked, and padded to whole steps.
+    if not anywhere or weight_bits < x_bits:
+        found[16] += -(-weight // wide)
+    if not anywhere:
+        few = artefact.backend == "triton" and op != "conv_s8" and d.m <= tile["BLOCK_M"]
+        if few and x // stretches < wide:
+            found[x // stretches // artefact.threads] += stretches
+        else:
+            found[16] += stretches * -(-x // stretches // wide)
+    return found
+
+
+def _steps(artefact: Artefact) -> int:
+    """How many steps' products are in the loop of a kernel for AMD, by the shapes that its opcodes name."""
+    done = 0
+    for opcode, count in artefact.code.loop.items():
+        shape = re.search(r"_(\d+)x(\d+)x(\d+)_?", opcode) if is_tensor(opcode) else None
+        if shape is not None:
+            done += count * math.prod(map(int, shape.groups()))
+    tile = [artefact.constants[size] for size in ("BLOCK_M", "BLOCK_N", "BLOCK_K")]
+    return done * (artefact.threads // 64) // math.prod(tile)
 
 
 def _begins_anywhere(artefact: Artefact) -> bool:
@@ -130,6 +190,8 @@ def tensor_share(artefact: Artefact) -> str | None:
 
     Not where every group of K has a scale: a lane has four results of an instruction of the tensor cores and makes a float of each
     group's in three, so that groups of 128 have twelve ordinary instructions for two of int4: 14 % at best, on any tile.
+    Nor where the result is so small that tiles of 128 x 128, which reach the share, are too few for half of the multiprocessors:
+    a smaller tile loads more for each of its products, and keeps more multiprocessors at it.
     """
     if (
         artefact.target != "sm_80"
@@ -138,6 +200,9 @@ def tensor_share(artefact: Artefact) -> str | None:
     ):
         return None
     (device,) = devices(artefact.target)
+    shape = artefact.description
+    if -(-shape.m // 128) * -(-shape.n // 128) <= device.processors // 2:
+        return None
     done, share = work(artefact), artefact.code.tensor_share
     if bound_us(device, done.bytes_minimum, done.operations, done.kind) == bound_us(
         device, done.bytes_minimum, 0, None

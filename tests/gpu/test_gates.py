@@ -15,24 +15,6 @@ from tests.gpu.gates import GATES, SHARED, kind_of, launches, spills, tensor_cor
 
 FAST = "sm_80"
 TARGETS = (*MULTIPROCESSORS, GFX942)
-# What kernels of Triton do not hold to yet, by gate and target; strict, so that whoever mends one strikes it off.
-OPEN = {
-    "wide_loads": (
-        TARGETS,
-        "gemm_w4a8 and gemm_w4a16 of few rows or small groups; on gfx942 gemm_s8 of 16 rows",
-    ),
-    "tensor_share": (("sm_80",), "gemm_s8 on small tiles: 13 to 39 %"),
-}
-
-
-def every_target(gate: str) -> list:
-    """Compiling all that ships for a target takes a minute or more, the first time."""
-    targets, why = OPEN.get(gate, ((), ""))
-    marks = [
-        [pytest.mark.slow, *([pytest.mark.xfail(strict=True, reason=why)] if target in targets else [])]
-        for target in TARGETS
-    ]
-    return [pytest.param(gate, target, marks=mark) for target, mark in zip(TARGETS, marks, strict=True)]
 
 
 @cache
@@ -63,8 +45,11 @@ def test_triton_kernels_of_one_target(gate):
     assert "\n".join(complaints(gate, first_triton_kernels(FAST))) == ""
 
 
-@pytest.mark.parametrize(("gate", "target"), [case for gate in GATES for case in every_target(gate)])
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("gate", GATES)
 def test_triton_kernels(gate, target):
+    """Compiling all that ships for a target takes a minute or more, the first time."""
     if missing_triton() is not None:
         pytest.skip(str(missing_triton()))
     assert "\n".join(complaints(gate, triton_kernels(target))) == ""
@@ -181,18 +166,83 @@ def test_an_op_that_no_gate_knows_is_an_error():
 
 
 def test_narrow_loads_are_caught():
-    assert "{4: 1, 16: 12}" in wide_loads(with_code(loop=loop(LDG_E=1)))
-    assert "{}" in wide_loads(with_code(loop={"IMMA.16832.S8.S8": 1}))
-    assert wide_loads(with_code(loop={"LDG.E.128": 1})) is None
-    # Group scales may be narrow; operands, which come by copies to shared memory, may not.
-    grouped = replace(GOOD, op="gemm_w4a16")
-    assert wide_loads(with_code(grouped, loop=loop(LDG_E_U16=8))) is None
-    assert wide_loads(with_code(grouped, loop=loop(LDGSTS_E_64=1))) is not None
-    assert "{4: 9}" in wide_loads(with_code(grouped, loop={"LDG.E": 9}))
-    assert wide_loads(with_code(loop=loop(LDG_E_U16=8))) is not None
-    # Nor has a length that 16 does not divide any other loads.
+    assert wide_loads(with_code(loop={"LDGSTS.E.BYPASS.128": 24})) is None, "two steps in a loop"
+    assert "{4: 1, 16: 12}, a step's operands need {16: 12}" in wide_loads(with_code(loop=loop(LDG_E=1)))
+    assert wide_loads(with_code(loop={"IMMA.16832.S8.S8": 1})) is not None
+    assert wide_loads(with_code(loop={"LDG.E.128": 12})) is not None, "not by a copy"
+    assert wide_loads(with_code(loop={"LDGSTS.E.BYPASS.128": 11})) is not None
+    assert wide_loads(with_code(loop={"LDGSTS.E.BYPASS.128": 4, "LDGSTS.E.64": 16})) is not None
+    # Rows of a length that 16 does not divide are loaded byte by byte.
     ragged = replace(GOOD, description=Product(197, 1001, 2047))
     assert wide_loads(with_code(ragged, loop=loop(LDG_E_U8=90))) is None
+
+
+# Two warps, 16 x 32 x 64: a step has 1024 bytes of 4-bit codes, and twice 512 of 8-bit rows.
+SMALL = replace(
+    with_code(loop={"LDGSTS.E.BYPASS.128": 1, "LDGSTS.E.64": 2}),
+    op="gemm_w4a8",
+    threads=64,
+    description=Product(1, 4096, 4096, 32),
+    constants={"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 64},
+)
+
+
+def test_scales_may_be_narrow_and_few_rows_too():
+    assert wide_loads(SMALL) is None
+    with_scales = with_code(SMALL, loop={**SMALL.code.loop, "LDG.E": 8, "LDG.E.U16": 8})
+    assert wide_loads(with_scales) is None
+    assert wide_loads(replace(with_scales, op="gemm_s8")) is not None, "it has no scales"
+    assert wide_loads(replace(SMALL, description=Product(17, 4096, 4096, 32))) is not None, "not few"
+
+
+@pytest.mark.parametrize(
+    "loads",
+    [
+        {"LDGSTS.E.64": 4},
+        {"LDGSTS.E.64": 2, "LDG.E.128": 1},
+        {"LDGSTS.E.BYPASS.128": 1, "LDGSTS.E.64": 4},
+        {"LDGSTS.E.BYPASS.128": 1, "LDG.E.64": 2},
+        {"LDGSTS.E.BYPASS.128": 2, "LDGSTS.E.64": 2},
+    ],
+)
+def test_no_excuse_lets_narrow_weights_pass(loads):
+    assert wide_loads(with_code(SMALL, loop=loads)) is not None
+
+
+def test_weights_too_short_for_a_load_a_thread_are_caught():
+    """Four warps: 8 bytes of the weight for each thread, and 4 of each stretch of x."""
+    four = replace(SMALL, threads=128)
+    assert wide_loads(with_code(four, loop={"LDGSTS.E.64": 1, "LDGSTS.E": 2})) is not None
+
+
+def on_amd(artefact: Artefact = SMALL, **counts: int) -> str | None:
+    """What the gate says of a loop of two steps of SMALL, each of four products of 16 x 16 x 32 a wave."""
+    code = {"v_mfma_i32_16x16x32_i8": 8, **counts}
+    return wide_loads(with_code(replace(artefact, target="gfx942"), loop=code))
+
+
+def test_loads_of_amd_are_told_apart_by_their_numbers():
+    """No copies there: what a step needs has to be among all loads, the rest has to look like scales."""
+    assert on_amd(buffer_load_dwordx4=2, global_load_dwordx2=4) is None
+    assert on_amd(buffer_load_dwordx4=1, global_load_dwordx2=2) is not None, "of one step only"
+    assert on_amd(buffer_load_dwordx4=4, global_load_dwordx2=4, global_load_dword=4) is None, "with scales"
+    assert on_amd(global_load_dwordx4=2, global_load_dwordx2=8) is not None, "weights of 8 bytes"
+    plain = replace(SMALL, op="gemm_s8", constants={"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32})
+    assert on_amd(plain, global_load_dwordx4=4) is None
+    assert on_amd(plain, global_load_dwordx4=4, global_load_dword=1) is not None, "it has no scales"
+
+
+def test_copies_of_cuda_are_wide_though_some_threads_have_none():
+    """16 rows of 64 codes are 1024 bytes for 128 threads."""
+    few = replace(
+        GOOD,
+        backend="cuda",
+        threads=128,
+        description=FLAT,
+        constants={"BLOCK_M": 16, "BLOCK_N": 128, "BLOCK_K": 64},
+    )
+    assert wide_loads(with_code(few, loop={"LDGSTS.E.BYPASS.128": 5})) is None
+    assert wide_loads(with_code(few, loop={"LDGSTS.E.BYPASS.128": 4, "LDGSTS.E.64": 1})) is not None
 
 
 def test_too_few_tensor_core_instructions_are_caught():
@@ -207,6 +257,12 @@ def test_too_few_tensor_core_instructions_are_caught():
         tensor_share(with_code(replace(GOOD, op="gemm_w4a4", description=LARGE), loop=loop(IADD3=61)))
         is not None
     )
+    # Too small for tiles that reach it: 8 x 6 of 128 x 128, where more than 54 would keep half of the multiprocessors busy.
+    assert (
+        tensor_share(with_code(replace(GOOD, description=Product(1024, 768, 4096)), loop=loop(IADD3=61)))
+        is None
+    )
+    assert tensor_share(with_code(replace(GOOD, description=Product(1024, 896, 4096)), loop=loop(IADD3=61)))
     # Bytes bound a product of few rows, and other chips have no such gate.
     assert tensor_share(with_code(replace(GOOD, description=FLAT), loop=loop(IADD3=61))) is None
     assert tensor_share(with_code(replace(GOOD, target="sm_90"), loop=loop(IADD3=61))) is None
