@@ -31,6 +31,7 @@ _READS = {"cpu": ("cpu",), "triton": ("cuda",), "cuda": ("cuda",)}
 
 _kernels: dict[tuple[str, str], Callable] = {}
 _plans: dict[tuple[str, str], Callable] = {}
+_orders: dict[str, Callable[..., Sequence[str]]] = {}
 
 
 class Unserved(Exception):
@@ -74,6 +75,16 @@ def register(op: str, backend: str, plan: Callable | None = None) -> Callable[[C
         if plan is not None:
             _plans[op, backend] = plan
         return kernel
+
+    return enter
+
+
+def prefer(op: str) -> Callable[[Callable], Callable]:
+    """Decorate the function that, from an op's arguments, gives the order in which ``auto`` tries backends on a GPU."""
+
+    def enter(order: Callable) -> Callable:
+        _orders[op] = order
+        return order
 
     return enter
 
@@ -157,8 +168,10 @@ def choose(
     """
     device = torch.device(device)
     if backend == "auto":
-        whys = []
-        for name in ORDER.get(device.type, ("reference",)):
+        whys, order = [], ORDER.get(device.type, ("reference",))
+        if device.type == "cuda" and op in _orders and arguments is not None:
+            order = tuple(_orders[op](*arguments))
+        for name in order:
             found = _serve(op, device, name, arguments)
             if isinstance(found, Choice):
                 return found

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyquant.errors import DTypeError, GridError, ShapeError
+from pyquant.errors import BackendError, DTypeError, GridError, ShapeError
 from pyquant.grid import Grid
 
 FLOATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _FLOAT32 = torch.finfo(torch.float32)
+INT32_MAX = 2**31 - 1
 
 
 def check_grid(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> None:
@@ -91,4 +92,37 @@ def check_values(scale: Tensor, zero_point: Tensor, bounds: tuple[int, int] | No
         raise GridError(
             f"zero_point runs from {first} to {last}, outside the grid; "
             f"codes need it in {bounds[0]}..{bounds[1]}."
+        )
+
+
+def check_dtypes(**tensors: tuple[Tensor, torch.dtype]) -> None:
+    """Raise DTypeError unless each ``name=(tensor, dtype)`` fits."""
+    for name, (tensor, dtype) in tensors.items():
+        if tensor.dtype != dtype:
+            raise DTypeError(f"{name} is {tensor.dtype}; give {dtype}.")
+
+
+def check_code_range(**codes: int) -> None:
+    """Raise BackendError unless each code is within 0..255."""
+    for name, code in codes.items():
+        if code not in range(256):
+            raise BackendError(f"{name}={code} is no uint8 code; use 0..255.")
+
+
+def check_accumulator(length: int, x_zero: int, weight: Tensor, site: str) -> None:
+    """Raise ShapeError if sums of ``length`` products could leave int32.
+
+    Args:
+        length: products a sum, ``K``.
+        x_zero: zero point of the uint8 activations.
+        weight: int8 codes less their zero point.
+        site: name for the message.
+    """
+    if length * max(x_zero, 255 - x_zero) * 128 <= INT32_MAX:
+        return
+    largest = max(x_zero, 255 - x_zero) * int(weight.to(torch.int32).abs().max())
+    if length * largest > INT32_MAX:
+        raise ShapeError(
+            f"{site!r} sums K={length} products of up to {largest}; "
+            f"int32 holds at most K={INT32_MAX // largest}."
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyquant.errors import GridError, ShapeError
-from pyquant.ops.conv_s8 import INT32_MAX
+from pyquant.ops.checks import INT32_MAX
 from pyquant.ops.pack import unpack
 
 CHUNK = 16

@@ -10,11 +10,12 @@ from torch import Tensor
 from pyquant import reference
 from pyquant.errors import ShapeError
 from pyquant.ops.backend import register, run
-from pyquant.ops.conv_s8 import check_accumulator, check_code_range, check_dtypes, packed
+from pyquant.ops.checks import check_accumulator, check_code_range, check_dtypes
 from pyquant.ops.cuda_launch import Launch, fit
 from pyquant.ops.cuda_layouts import aligned_rows, zero_correction
 from pyquant.ops.kept import kept
-from pyquant.ops.triton_launch import target_of
+from pyquant.ops.packed_conv import packed
+from pyquant.ops.triton_launch import Planned, planned
 
 
 def gemm_s8(
@@ -155,41 +156,69 @@ def _plan_cuda(device: torch.device, x: Tensor, weight: Tensor, *rest: Any) -> L
 
 @register("gemm_s8", "cuda", _plan_cuda)
 @register("gemm_s8_float", "cuda", _plan_cuda)
-def _cuda(
+def multiply_on_cuda(
     launch: Launch, x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, x_zero: int, *bounds: int
 ) -> Tensor:
-    rows, laid = aligned_rows(x), kept("cuda gemm_s8", aligned_rows, weight)
+    """:func:`gemm_s8`, or without ``bounds`` :func:`gemm_s8_float`, by the kernel that was chosen.
+
+    Args:
+        weight: ``[N, K]``, or ``[N, KH, KW, C]`` with ``KH KW C = K``.
+        bounds: ``y_zero, low, high``, or none.
+    """
+    rows, laid = aligned_rows(x), kept("cuda gemm_s8", _weight_rows, weight)
     y = torch.empty(
         x.shape[0], weight.shape[0], dtype=torch.uint8 if bounds else torch.float32, device=x.device
     )
-    correction = kept("cuda gemm_s8 correction", zero_correction, weight, x_zero)
     tensors = {"x": rows, "weight": laid, "multiplier": multiplier.contiguous(), "bias": bias.contiguous()}
     sizes = {"m": x.shape[0], "n": weight.shape[0], "k": rows.shape[1]}
     codes = dict(zip(("y_zero", "low", "high"), bounds, strict=False))
-    launch(x.device, {**tensors, "correction": correction, "y": y, **sizes, **codes})
+    zero = kept("cuda gemm_s8 correction", _zero_correction, weight, x_zero)
+    launch(x.device, {**tensors, "correction": zero, "y": y, **sizes, **codes})
     return y
 
 
-def _plan_triton(device: torch.device, x: Tensor, weight: Tensor, *rest: Any) -> Any:
-    target = target_of(device)
-    from pyquant.kernels import gemm_s8 as kernel
+def _weight_rows(weight: Tensor) -> Tensor:
+    return aligned_rows(weight.flatten(1))
 
-    return kernel.choose(
-        kernel.Description(x.shape[0], weight.shape[0], x.shape[1], True, len(rest) > 3), target
-    )
+
+def _zero_correction(weight: Tensor, x_zero: int) -> Tensor:
+    return zero_correction(weight.flatten(1), x_zero)
+
+
+def _plan_triton(device: torch.device, x: Tensor, weight: Tensor, *rest: Any) -> Planned:
+    sizes = {"m": x.shape[0], "n": weight.shape[0], "k": x.shape[1]}
+    return planned("gemm_s8", device, **sizes, to_codes=len(rest) > 3)
 
 
 @register("gemm_s8", "triton", _plan_triton)
 @register("gemm_s8_float", "triton", _plan_triton)
-def _triton(
-    chosen: Any, x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, x_zero: int, *bounds: int
+def multiply_on_triton(
+    plan: Planned, x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, x_zero: int, *bounds: int
 ) -> Tensor:
+    """As :func:`multiply_on_cuda`."""
     from pyquant.kernels import gemm_s8 as kernel
 
-    correction = kept("triton gemm_s8 correction", kernel.correction_of, weight, x_zero)
     options = dict(zip(("y_zero", "low", "high"), bounds, strict=False))
-    parameters = weight.contiguous(), multiplier.contiguous(), bias.contiguous(), correction
-    return kernel.launch(x.contiguous(), *parameters, to_codes=bool(bounds), configuration=chosen, **options)
+    parameters = weight.flatten(1).contiguous(), multiplier.contiguous(), bias.contiguous()
+    return kernel.launch(
+        x.contiguous(),
+        *parameters,
+        correction(weight, x_zero),
+        to_codes=bool(bounds),
+        configuration=plan.configuration,
+        **options,
+    )
+
+
+def correction(weight: Tensor, x_zero: int) -> Tensor:
+    """What Triton's sums lack, ``[N]`` int32, kept with the weight: ``[N, K]`` or ``[N, KH, KW, C]`` int8."""
+    return kept("triton correction", _correction, weight, x_zero)
+
+
+def _correction(weight: Tensor, x_zero: int) -> Tensor:
+    from pyquant.kernels import gemm_s8 as kernel
+
+    return kernel.correction_of(weight.flatten(1), x_zero)
 
 
 # -------------------------------------------------------------------------------------------------- checks

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyquant.errors import ShapeError
 from pyquant.ops.backend import Unserved, register, run
-from pyquant.ops.conv_s8 import check_dtypes
+from pyquant.ops.checks import check_dtypes
 from pyquant.ops.cuda_launch import Launch, fit
 from pyquant.ops.cuda_layouts import aligned_rows, weights_w4a4
 from pyquant.ops.gemm_w4 import (

@@ -10,7 +10,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyquant.errors import DTypeError, GridError, ShapeError
 from pyquant.ops.backend import extension
-from pyquant.ops.conv_s8 import INT32_MAX, check_dtypes
+from pyquant.ops.checks import INT32_MAX, check_dtypes
 from pyquant.ops.pack import words_of
 from pyquant.ops.quantize_rows import FLOATS
 

@@ -1,7 +1,8 @@
 """The GPU executor: the steps of a program on CUDA tensors, captured once as a graph and replayed.
 
-The steps are the reference's, on the device, except for what takes the time: a convolution is a matrix product by the ops of the
-triton or the cuda backend, which every sum of codes can be brought to. Grouped ones are summed by taps in plain torch.
+The steps are the reference's, on the device, except for what takes the time: convolutions, linear layers among them, are the
+op ``conv_s8`` by the kernels of triton or cuda, whose page says which of the two comes first. One that ends in floats is a
+matrix product of its windows, or of grouped channels a sum by taps in plain torch.
 
 Nothing here has run on a GPU yet. What has, on a CPU and byte for byte: the steps, with the CUDA kernels executed by the tests'
 executor and with Triton's in its interpreter; and the rules of which call replays what, with a graph that only says it is one.
@@ -13,19 +14,19 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-import pyquant.ops.gemm_s8  # noqa: F401 (registers what is chosen from)
-from pyquant import reference
+import pyquant.ops.conv_s8  # noqa: F401 (registers what is chosen from)
 from pyquant.errors import BackendError
 from pyquant.ops.backend import Choice, choose
-from pyquant.ops.conv_s8 import check_accumulator
+from pyquant.ops.checks import check_accumulator
+from pyquant.ops.conv_call import windows
 from pyquant.ops.cuda_launch import index_of, stream_of
 from pyquant.runtime.execute_reference import ReferenceExecutor, to_torch_layout
-from pyquant.runtime.geometry import check_op
+from pyquant.runtime.geometry import check_op, rows_shape
 from pyquant.runtime.inputs import checked_inputs
 from pyquant.runtime.program import Op, Program
 
@@ -41,7 +42,7 @@ class GpuSteps(ReferenceExecutor):
     Args:
         program: the integer program.
         device: where to compute; inputs have to be there.
-        backend: of the matrix products: ``"auto"``, ``"reference"``, ``"triton"`` or ``"cuda"``; all give the same bytes.
+        backend: of the convolutions: ``"auto"``, ``"reference"``, ``"triton"`` or ``"cuda"``; all give the same bytes.
 
     Attributes:
         choices: of each convolution that has run, what served it; ``str`` of one names its kernel.
@@ -58,27 +59,50 @@ class GpuSteps(ReferenceExecutor):
         self.device = torch.device("cuda", index_of(device)) if device.type == "cuda" else device
         self.backend = backend
         self.choices: dict[str, Choice] = {}
-        self.products: dict[str, Tensor] = {}
+        # Weights as the op takes them, by the value that a convolution makes; of the others the reference has them.
+        self.laid: dict[str, Tensor] = {}
         super().__init__(program)
         for op in program.ops:
             if op.kind == "conv":
                 self._prepare(op)
         self.program = _on(program, self.device)
+        if backend != "auto":
+            self.plan(1)
+
+    def plan(self, batch: int) -> dict[str, Choice]:
+        """What would serve each convolution of a batch, by the value that it makes; nothing is run.
+
+        Raises:
+            BackendError: the pinned backend cannot.
+        """
+        found = {}
+        for op in self.program.ops:
+            if op.output in self.laid:
+                shapes = [self.program.values[name].shape for name in op.inputs]
+                codes = [torch.empty(batch, *s, dtype=torch.uint8, device="meta") for s in shapes]
+                name, arguments = self._call(op, codes)
+                try:
+                    found[op.output] = choose(name, self.device, self.backend, arguments)
+                except BackendError as error:
+                    raise BackendError(f"{op.name!r} of the program: {error}") from None
+        return found
 
     def _prepare(self, op: Op) -> None:
-        """Lay out the weight as ``[N, KH KW C]`` int8 less its zero point, where that fits."""
-        weight = self.weights[op.output].permute(0, 2, 3, 1).flatten(1)
+        """Lay out the weight as the op takes it, int8 less its zero point, where that fits."""
+        weight = self.weights[op.output].permute(0, 2, 3, 1)
         zero = op.tensors.get("weight_zero")
         if zero is not None:
-            weight = weight - zero[:, None]
-        check_accumulator(weight.shape[1], op.attributes["x_zero"], weight, op.name)
+            weight = weight - zero[:, None, None, None]
+        check_accumulator(weight[0].numel(), op.attributes["x_zero"], weight, op.name)
         why = None
-        if op.attributes["groups"] != 1:
-            why = "its channels are in groups"
+        if op.attributes["groups"] != 1 and self._ends_in_floats(op):
+            why = "its channels are in groups and its results floats"
         elif int(weight.min()) < -128 or int(weight.max()) > 127:
             why = "its weight less the zero point does not fit int8"
         if why is None:
-            self.products[op.output] = weight.to(torch.int8).contiguous().to(self.device)
+            weight = weight.to(torch.int8).contiguous()
+            rows = weight.flatten(1) if self._ends_in_floats(op) else weight
+            self.laid[op.output] = rows.to(self.device)
             del self.weights[op.output]
             return
         self.weights[op.output] = self.weights[op.output].to(self.device)
@@ -88,57 +112,31 @@ class GpuSteps(ReferenceExecutor):
             )
 
     def _conv(self, op: Op, inputs: Sequence[Tensor]) -> Tensor:
-        weight = self.products.get(op.output)
-        if weight is None:
+        if op.output not in self.laid:
             return super()._conv(op, inputs)
-        a, value = op.attributes, self.program.values[op.output]
-        rows = patches(inputs[0], a["kernel"], a["stride"], a["padding"], a["dilation"], a["x_zero"])
-        given = (rows.flatten(0, 2), weight, op.tensors["multiplier"], op.tensors["bias"], a["x_zero"])
-        shape = (*rows.shape[:3], weight.shape[0])
-        if value.kind == "codes" and len(inputs) == 1:
-            return self._product("gemm_s8", op, *given, a["y_zero"], a["low"], a["high"]).reshape(shape)
-        y = self._product("gemm_s8_float", op, *given).reshape(shape)
-        if value.kind == "float":
-            return to_torch_layout(y, value.shape)
-        residual = (inputs[1], a["residual_zero"], a["residual_scale"])
-        return reference.to_codes(y, a["y_zero"], a["low"], a["high"], residual)
-
-    def _product(self, name: str, op: Op, *arguments: Tensor | int) -> Tensor:
+        name, arguments = self._call(op, inputs)
         choice = choose(name, self.device, self.backend, arguments)
         self.choices[op.output] = choice
-        return choice.kernel(*arguments)
+        y = choice.kernel(*arguments)
+        if not self._ends_in_floats(op):
+            return y
+        height, width, n = rows_shape(self.program.values[op.output])
+        return to_torch_layout(y.reshape(-1, height, width, n), self.program.values[op.output].shape)
 
+    def _call(self, op: Op, inputs: Sequence[Tensor]) -> tuple[str, tuple[Any, ...]]:
+        """The op that computes a convolution, and its arguments."""
+        a, weight = op.attributes, self.laid[op.output]
+        given = weight, op.tensors["multiplier"], op.tensors["bias"], a["x_zero"]
+        where = a["stride"], a["padding"], a["dilation"]
+        if self._ends_in_floats(op):
+            rows = windows(inputs[0], a["kernel"], *where, a["x_zero"])
+            return "gemm_s8_float", (rows.flatten(0, 2), *given)
+        residual = (inputs[1], a["residual_zero"], a["residual_scale"]) if len(inputs) > 1 else ()
+        codes = a["y_zero"], a["low"], a["high"]
+        return "conv_s8", (inputs[0], *given, *codes, *where, a["groups"], *residual)
 
-def patches(
-    x: Tensor,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int, int, int],
-    dilation: tuple[int, int],
-    x_zero: int,
-) -> Tensor:
-    """What each output of a convolution sees, as rows of a matrix product.
-
-    Args:
-        x: ``[B, H, W, C]`` codes.
-        kernel, stride, dilation: ``(vertical, horizontal)``.
-        padding: ``(top, left, bottom, right)``, filled with ``x_zero``.
-
-    Returns:
-        ``[B, OH, OW, KH KW C]``; a view of ``x`` where every output sees one pixel.
-    """
-    top, left, bottom, right = padding
-    if any(padding):
-        x = functional.pad(x, (0, 0, left, right, top, bottom), value=x_zero)
-    x = x.contiguous()
-    batch, height, width, channels = x.shape
-    oh, ow = (
-        (size - d * (k - 1) - 1) // s + 1
-        for size, k, s, d in zip((height, width), kernel, stride, dilation, strict=True)
-    )
-    image, row, column, one = x.stride()
-    strides = (image, stride[0] * row, stride[1] * column, dilation[0] * row, dilation[1] * column, one)
-    return x.as_strided((batch, oh, ow, *kernel, channels), strides).flatten(3)
+    def _ends_in_floats(self, op: Op) -> bool:
+        return self.program.values[op.output].kind == "float"
 
 
 class GpuExecutor:

@@ -19,7 +19,7 @@ from pyquant.ops.linear_w4 import linear_w4
 from pyquant.ops.pack import pack
 from pyquant.runtime.execute_gpu import GpuExecutor
 from pyquant.runtime.execute_reference import ReferenceExecutor
-from tests.gpu.interpreter import dispatch, fake_quantize, quantize_rows
+from tests.gpu.interpreter import dispatch, fake_quantize, programs, quantize_rows
 from tests.gpu.interpreter import gemm_s8 as triton_gemm_s8
 from tests.gpu.test_executor_w4a16 import exact, within_the_bound
 from tests.ops.test_gemm_s8 import case
@@ -46,6 +46,7 @@ MODULES = {
     "dispatch": dispatch,
     "fake_quantize": fake_quantize,
     "gemm_s8": triton_gemm_s8,
+    "programs": programs,
     "quantize_rows": quantize_rows,
 }
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gpu.interpreter import dispatch
+from tests.gpu.interpreter import dispatch, programs
 from tests.gpu.test_interpreter import assert_right
 
 
 @pytest.mark.parametrize("case", dispatch.CASES)
 def test_ops_on_triton(case: str) -> None:
     assert_right("dispatch", case)
+
+
+@pytest.mark.parametrize("case", programs.CASES)
+def test_programs_on_triton(case: str) -> None:
+    assert_right("programs", case)

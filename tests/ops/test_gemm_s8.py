@@ -9,8 +9,8 @@ from torch import Tensor
 from pyquant import reference
 from pyquant.errors import BackendError, DTypeError, ShapeError
 from pyquant.ops.backend import extension, missing
-from pyquant.ops.conv_s8 import PackedConv
 from pyquant.ops.gemm_s8 import gemm_s8, gemm_s8_float
+from pyquant.ops.packed_conv import PackedConv
 
 needs_cpu = pytest.mark.skipif(missing("cpu") is not None, reason=str(missing("cpu")))
 ISAS = extension().available_isas() if extension() is not None else []

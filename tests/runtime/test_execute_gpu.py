@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyquant.errors import BackendError, DTypeError, ShapeError
+from pyquant.ops import backend as backends
 from pyquant.ops.backend import missing
+from pyquant.ops.conv_call import windows
 from pyquant.runtime import execute_gpu
-from pyquant.runtime.execute_gpu import GRAPHS, GpuExecutor, GpuSteps, patches
+from pyquant.runtime.execute_gpu import GRAPHS, GpuExecutor, GpuSteps
 from pyquant.runtime.execute_reference import ReferenceExecutor
 from pyquant.runtime.net import Net
 from pyquant.runtime.program import Program
@@ -40,7 +42,7 @@ def test_random_networks() -> None:
         steps = GpuSteps(case, "cpu")
         assert_same_bytes(steps(*inputs), ReferenceExecutor(case)(*inputs))
         served |= {choice.op for choice in steps.choices.values()}
-    assert served == {"gemm_s8", "gemm_s8_float"}
+    assert served == {"conv_s8", "gemm_s8_float"}
 
 
 @pytest.mark.parametrize(
@@ -58,9 +60,9 @@ def test_no_step_leaves_the_device(name: str) -> None:
     ("kernel", "stride", "padding", "dilation"),
     [((1, 1), (1, 1), (0, 0, 0, 0), (1, 1)), ((3, 2), (2, 1), (1, 0, 2, 3), (1, 2)), ((1, 1), (2, 2), (0, 0, 0, 0), (1, 1))],
 )  # fmt: skip
-def test_patches_are_what_unfold_gives(kernel, stride, padding, dilation) -> None:
+def test_windows_are_what_unfold_gives(kernel, stride, padding, dilation) -> None:
     x = torch.randint(0, 256, (2, 9, 11, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    got = patches(x, kernel, stride, padding, dilation, 77)
+    got = windows(x, kernel, stride, padding, dilation, 77)
     top, left, bottom, right = padding
     padded = functional.pad(x.permute(0, 3, 1, 2).float(), (left, right, top, bottom), value=77.0)
     want = functional.unfold(padded, kernel, dilation, 0, stride)
@@ -70,16 +72,44 @@ def test_patches_are_what_unfold_gives(kernel, stride, padding, dilation) -> Non
         assert got.data_ptr() == x.data_ptr()
 
 
-def test_a_pinned_backend_refuses_what_it_has_no_kernel_for() -> None:
+def served(patch: pytest.MonkeyPatch, *names: str) -> None:
+    """Have these backends, and the reference, take CPU tensors and no others."""
+    patch.setattr(backends, "missing", lambda name: None if name in (*names, "reference") else "not here")
+    for name in names:
+        patch.setitem(backends._READS, name, ("cpu",))
+
+
+def test_a_pinned_backend_refuses_what_it_has_no_kernel_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    served(monkeypatch, "triton", "cuda")
     writer = Writer(1)
     x = writer.codes_input(6, 6, 8)
-    case = writer.program(writer.conv(x, 8, (3, 3), groups=8))
+    grouped = writer.conv(x, 8, (3, 3), groups=8)
     with pytest.raises(
-        BackendError, match=r"backend='triton' cannot serve 'conv0': its channels are in groups; use auto"
+        BackendError,
+        match=r"'conv0' of the program: backend='cuda' cannot serve conv_s8 on cpu: its channels are in groups; use reference",
     ):
-        GpuSteps(case, "cpu", "triton")
+        GpuSteps(writer.program(grouped), "cpu", "cuda")
+    case = writer.program(writer.conv(grouped, 8, (3, 3), groups=8, float_rank=3))
+    for name in ("triton", "cuda"):
+        with pytest.raises(
+            BackendError,
+            match=rf"backend='{name}' cannot serve 'conv1': its channels are in groups and its results floats; use auto or ref",
+        ):
+            GpuSteps(case, "cpu", name)
     inputs = writer.batch(2)
     assert_same_bytes(GpuSteps(case, "cpu")(*inputs), ReferenceExecutor(case)(*inputs))
+
+
+def test_what_would_serve_is_told_without_a_run() -> None:
+    case, _ = random_network(2)
+    steps = GpuSteps(case, "cpu", "reference")
+    told = steps.plan(5)
+    convs = [op.output for op in case.ops if op.kind == "conv"]
+    assert list(told) == convs and steps.choices == {}
+    assert {str(choice) for choice in told.values()} == {
+        "conv_s8 -> reference (pinned)",
+        "gemm_s8_float -> reference (pinned)",
+    }
 
 
 def test_sums_beyond_int32_are_refused() -> None:

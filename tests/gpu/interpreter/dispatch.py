@@ -7,6 +7,7 @@ import torch
 from pyquant.errors import BackendError
 from pyquant.grid import Grid
 from pyquant.ops import backend
+from pyquant.ops.conv_s8 import conv_s8
 from pyquant.ops.fake_quantize import fake_quantize, fake_quantize_backward, quantize
 from pyquant.ops.gemm_s8 import gemm_s8, gemm_s8_float
 from pyquant.ops.gemm_w4 import gemm_w4
@@ -14,11 +15,8 @@ from pyquant.ops.gemm_w4a4 import gemm_w4a4
 from pyquant.ops.linear_w4 import linear_w4
 from pyquant.ops.pack import pack
 from pyquant.ops.quantize_rows import quantize_rows
-from pyquant.runtime.execute_gpu import GpuSteps
-from pyquant.runtime.execute_reference import ReferenceExecutor
 from tests.gpu.interpreter.guarded import same_bytes
 from tests.ops.w4_cases import rows, weights
-from tests.runtime.random_program import random_conv
 
 CASES = {
     "gemm_s8-M17-N63-K130": {"op": "gemm_s8", "shape": (17, 63, 130)},
@@ -30,7 +28,18 @@ CASES = {
     **{f"w4-g{group}": {"op": "w4", "group_size": group, "signed": group != 32} for group in (None, 32, 64)},
     "long-row": {"op": "long_row"},
     "empty": {"op": "empty"},
-    **{f"program-{seed}": {"op": "program", "seed": seed} for seed in (0, 1, 2, 3)},
+    "conv_s8-3x3-residual": {"op": "conv_s8", "case": ((2, 5, 6, 37), 21, (3, 3)), "residual": True},
+    "conv_s8-1x1": {"op": "conv_s8", "case": ((2, 5, 6, 37), 21, (1, 1))},
+    "conv_s8-1x1-residual": {"op": "conv_s8", "case": ((1, 5, 6, 37), 21, (1, 1)), "residual": True},
+    "conv_s8-1x1-stride": {"op": "conv_s8", "case": ((2, 5, 6, 37), 21, (1, 1)), "stride": (2, 1)},
+    "conv_s8-groups": {"op": "conv_s8", "case": ((2, 5, 6, 12), 9, (2, 3)), "groups": 3, "dilation": (2, 1)},
+    "conv_s8-depthwise": {
+        "op": "conv_s8",
+        "case": ((2, 7, 6, 18), 18, (3, 3)),
+        "groups": 18,
+        "padding": (1, 0, 2, 1),
+        "residual": True,
+    },
     "printed": {"op": "printed"},
     "auto-on-a-cpu": {"op": "auto"},
 }
@@ -126,16 +135,27 @@ def check_long_row(device):
     assert backend.choose("gemm_w4", device, "auto", arguments).backend != "triton"
 
 
-def check_program(device, seed):
-    """The first random convolution without groups from this seed on, as the GPU executor's steps."""
-    for start in range(10 * seed, 10 * seed + 10):
-        program, inputs = random_conv(start)
-        if program.ops[-1].attributes.get("groups", 1) == 1:
-            got = GpuSteps(program, device, "triton")(*(x.to(device) for x in inputs))
-            for value, right in zip(got, ReferenceExecutor(program)(*inputs), strict=True):
-                same_bytes(value, right)
-            return
-    raise AssertionError("every convolution of these seeds has groups")
+def check_conv_s8(device, case, groups=1, residual=False, **geometry):
+    """The op on strided codes, twice with another zero point, and after its weight was written to."""
+    shape, n, kernel = case
+    generator = torch.Generator().manual_seed(n)
+    x = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).transpose(1, 2)
+    weight = torch.randint(-128, 128, (n, *kernel, shape[3] // groups), generator=generator).to(torch.int8)
+    scaling = torch.rand(n, generator=generator) * 0.02, torch.randn(n, generator=generator) * 20
+    given = [x, weight, *scaling]
+    there = [tensor.to(device) for tensor in given]
+    options = {"y_zero": 90, "low": 5, "high": 240, "groups": groups, **geometry}
+    for x_zero in (7, 201, 7):
+        want = conv_s8(*given, x_zero=x_zero, **options, backend="reference")
+        assert len(want.unique()) > 20
+        added, at = {}, {}
+        if residual:
+            other = torch.randint(0, 256, want.shape, generator=generator, dtype=torch.uint8)
+            added, at = {"residual": (other, 33, 0.7)}, {"residual": (other.to(device), 33, 0.7)}
+            want = conv_s8(*given, x_zero=x_zero, **options, **added, backend="reference")
+        same_bytes(conv_s8(*there, x_zero=x_zero, **options, **at, backend="triton"), want)
+        given[1].neg_()
+        there[1].neg_()
 
 
 def check_empty(device):
@@ -156,6 +176,12 @@ def check_printed(device):
     given = tuple(tensor.to(device) for tensor in (x, weight, one, one))
     line = str(backend.choose("gemm_s8", device, "triton", (*given, 0, 0, 0, 255)))
     assert line.startswith("gemm_s8 -> triton with gemm_s8 on ") and line.endswith("stages (pinned)"), line
+    codes, square = torch.zeros(1, 4, 4, 64, dtype=torch.uint8), torch.zeros(7, 3, 3, 64, dtype=torch.int8)
+    given = tuple(tensor.to(device) for tensor in (codes, square, one, one))
+    choice = backend.choose(
+        "conv_s8", device, "triton", (*given, 0, 0, 0, 255, (1, 1), (1, 1, 1, 1), (1, 1), 1)
+    )
+    assert str(choice).startswith("conv_s8 -> triton with conv_s8 on "), choice
     line = str(backend.choose("quantize_rows", device, "triton", (torch.zeros(3, 64, device=device),)))
     assert line.startswith("quantize_rows -> triton with quantize_rows on "), line
 
