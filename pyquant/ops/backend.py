@@ -209,6 +209,11 @@ def run(op: str, backend: str, *arguments: Any) -> Any:
     return choose(op, device, backend, arguments).kernel(*arguments)
 
 
+def call(op: str, backend: str, *arguments: Any) -> Any:
+    """Run an op: through torch, which compiles and traces it, where any backend will do, and else on the one that is named."""
+    return getattr(torch.ops.pyquant, op)(*arguments) if backend == "auto" else run(op, backend, *arguments)
+
+
 def _serve(
     op: str, device: torch.device, backend: str, arguments: Sequence[Any] | None, why: str | None = None
 ) -> Choice | str:

@@ -126,3 +126,9 @@ def check_accumulator(length: int, x_zero: int, weight: Tensor, site: str) -> No
             f"{site!r} sums K={length} products of up to {largest}; "
             f"int32 holds at most K={INT32_MAX // largest}."
         )
+
+
+def check_matrix(op: str, x: Tensor) -> None:
+    """Raise ShapeError unless ``x`` is a matrix that holds something."""
+    if x.dim() != 2 or min(x.shape) == 0:
+        raise ShapeError(f"{op} takes x [M, K], not {list(x.shape)}.")

@@ -10,6 +10,7 @@ from torch import Tensor
 import pyquant.ops.conv_s8_gpu  # noqa: F401 (registers the kernels of GPUs)
 from pyquant import reference
 from pyquant.errors import ShapeError
+from pyquant.ops import backend as backends
 from pyquant.ops.backend import register, run
 from pyquant.ops.checks import check_accumulator, check_code_range, check_dtypes
 from pyquant.ops.conv_call import ConvCall, Residual
@@ -105,7 +106,7 @@ def conv_s8(
             raise ShapeError(
                 f"conv_s8: residual {list(residual[0].shape)} should be shaped like the result, {list(shape)}."
             )
-    return torch.ops.pyquant.conv_s8(*call) if backend == "auto" else run("conv_s8", backend, *call)
+    return backends.call("conv_s8", backend, *call)
 
 
 # -------------------------------------------------------------------------------------------------- schema

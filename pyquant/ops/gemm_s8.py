@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyquant import reference
 from pyquant.errors import ShapeError
-from pyquant.ops.backend import register, run
+from pyquant.ops.backend import call, register, run
 from pyquant.ops.checks import check_accumulator, check_code_range, check_dtypes
 from pyquant.ops.cuda_launch import Launch, fit
 from pyquant.ops.cuda_layouts import aligned_rows, zero_correction
@@ -56,7 +56,7 @@ def gemm_s8(
     check_code_range(x_zero=x_zero, y_zero=y_zero, low=low, high=high)
     _check(x, weight, multiplier, bias, x_zero)
     arguments = (x, weight, multiplier, bias, x_zero, y_zero, low, high)
-    return torch.ops.pyquant.gemm_s8(*arguments) if backend == "auto" else run("gemm_s8", backend, *arguments)
+    return call("gemm_s8", backend, *arguments)
 
 
 def gemm_s8_float(
@@ -75,9 +75,7 @@ def gemm_s8_float(
     check_code_range(x_zero=x_zero)
     _check(x, weight, multiplier, bias, x_zero)
     arguments = (x, weight, multiplier, bias, x_zero)
-    if backend == "auto":
-        return torch.ops.pyquant.gemm_s8_float(*arguments)
-    return run("gemm_s8_float", backend, *arguments)
+    return call("gemm_s8_float", backend, *arguments)
 
 
 # -------------------------------------------------------------------------------------------------- schema

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyquant.errors import DTypeError, ShapeError
-from pyquant.ops.backend import Unserved, register, run
-from pyquant.ops.checks import check_dtypes
+from pyquant.errors import DTypeError, GridError, ShapeError
+from pyquant.ops.backend import Unserved, call, register, run
+from pyquant.ops.checks import check_dtypes, check_matrix
 from pyquant.ops.cuda_launch import Launch, fit
-from pyquant.ops.cuda_layouts import aligned_rows, weights_w4a8
+from pyquant.ops.cuda_layouts import CudaWeights, aligned_rows, weights_w4a8
 from pyquant.ops.kept import kept
 from pyquant.ops.pack import unpack
 from pyquant.ops.packed_w4 import check_weights, packed_layer
-from pyquant.ops.triton_launch import target_of
+from pyquant.ops.triton_launch import Planned, planned
 
 
 def gemm_w4(
@@ -65,12 +65,11 @@ def gemm_w4(
     """
     if x.dtype not in (torch.uint8, torch.int8):
         raise DTypeError(f"x is {x.dtype}; give uint8 or int8 codes.")
-    if x.dim() != 2 or min(x.shape) == 0:
-        raise ShapeError(f"gemm_w4 takes x [M, K], not {list(x.shape)}.")
+    check_matrix("gemm_w4", x)
     check_row_grids(x.shape[0], x_scale, x_zero)
     check_weights("gemm_w4", x.shape[1], packed, scale, zero_point, group_size, bits)
     arguments = (x, packed, scale, x_scale, x_zero, zero_point, group_size, signed, bits)
-    return torch.ops.pyquant.gemm_w4(*arguments) if backend == "auto" else run("gemm_w4", backend, *arguments)
+    return call("gemm_w4", backend, *arguments)
 
 
 # -------------------------------------------------------------------------------------------------- schema
@@ -144,10 +143,19 @@ def plan_cuda(
     x_zero: Tensor | None,
     zero_point: Tensor | None,
     group_size: int | None,
-    *_: Any,
+    *rest: Any,
 ) -> Launch:
-    """The CUDA kernel for a call of :func:`gemm_w4`."""
-    return fit("gemm_w4a8", device, x.shape[0], packed.shape[0], x.dtype == torch.int8, group_size)
+    """The CUDA kernel for a call of :func:`gemm_w4`, for weights that it can hold."""
+    launch = fit("gemm_w4a8", device, x.shape[0], packed.shape[0], x.dtype == torch.int8, group_size)
+    try:
+        _for_cuda(packed, scale, zero_point, x.shape[1], group_size, *rest)
+    except (ShapeError, GridError) as error:
+        raise Unserved(str(error).partition(";")[0]) from None
+    return launch
+
+
+def _for_cuda(packed: Tensor, *rest: Any) -> CudaWeights:
+    return kept("cuda gemm_w4a8", weights_w4a8, packed, *rest)
 
 
 @register("gemm_w4", "cuda", plan_cuda)
@@ -162,7 +170,7 @@ def multiply_on_cuda(
     *options: Any,
 ) -> Tensor:
     """:func:`gemm_w4` by the kernel that was chosen."""
-    weights = kept("cuda gemm_w4a8", weights_w4a8, packed, scale, zero_point, x.shape[1], *options)
+    weights = _for_cuda(packed, scale, zero_point, x.shape[1], *options)
     rows = aligned_rows(x)
     y = torch.empty(x.shape[0], packed.shape[0], device=x.device)
     launch(
@@ -202,22 +210,27 @@ def plan_triton(
     group_size: int | None,
     signed: bool,
     *_: Any,
-) -> Any:
-    """Triton's configuration for a call of :func:`gemm_w4`."""
-    target = target_of(device)
-    from pyquant.kernels import gemm_w4a8 as kernel
-
+) -> Planned:
+    """Triton's kernel for a call of :func:`gemm_w4`."""
     m, k = x.shape
     if group_size is None and k > _TRITON_ROW:
-        raise Unserved(f"a row of K={k} is longer than {_TRITON_ROW}; use groups")
-    unsigned = x.dtype != torch.int8
-    zeros = zero_point is not None or not signed, x_zero is not None or unsigned, unsigned
-    return kernel.choose(kernel.Description(m, packed.shape[0], k, group_size or 0, *zeros), target)
+        raise Unserved(f"its sums hold at most K={_TRITON_ROW} codes without groups, and there are {k}")
+    return planned(
+        "gemm_w4a8",
+        device,
+        m=m,
+        n=packed.shape[0],
+        k=k,
+        group=group_size or 0,
+        zero=zero_point is not None or not signed,
+        x_zero=x_zero is not None or x.dtype != torch.int8,
+        x_unsigned=x.dtype != torch.int8,
+    )
 
 
 @register("gemm_w4", "triton", plan_triton)
 def multiply_on_triton(
-    chosen: Any,
+    plan: Planned,
     x: Tensor,
     packed: Tensor,
     scale: Tensor,
@@ -231,7 +244,8 @@ def multiply_on_triton(
 
     weight = kept("triton gemm_w4a8", _repacked, packed, scale, zero_point, x.shape[1], *options)
     zero = None if x_zero is None else x_zero.contiguous()
-    return kernel.launch(x.contiguous(), weight, x_scale.contiguous(), x_zero=zero, configuration=chosen)
+    how = {"x_zero": zero, "configuration": plan.configuration}
+    return kernel.launch(x.contiguous(), weight, x_scale.contiguous(), **how)
 
 
 def _repacked(

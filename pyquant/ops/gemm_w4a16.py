@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyquant.errors import DTypeError, ShapeError
-from pyquant.ops.backend import register, run
+from pyquant.errors import DTypeError
+from pyquant.ops.backend import call, register, run
+from pyquant.ops.checks import check_matrix
 from pyquant.ops.cuda_configurations import KERNELS, w4a16_splits
 from pyquant.ops.cuda_launch import Launch, fit, processors
 from pyquant.ops.cuda_layouts import aligned_rows, weights_w4a16
 from pyquant.ops.kept import kept
 from pyquant.ops.pack import unpack
 from pyquant.ops.packed_w4 import check_weights
+from pyquant.ops.triton_launch import FLOATS, Planned, planned
 
 _HALF = {torch.float16: "f16", torch.bfloat16: "bf16"}
 
@@ -39,7 +41,7 @@ def gemm_w4a16(
     Args:
         x: ``[M, K]`` float16 or bfloat16.
         packed, scale, zero_point, group_size, signed, bits: as in :func:`pyquant.ops.gemm_w4.gemm_w4`.
-        backend: ``"auto"``, ``"reference"`` or ``"cuda"``.
+        backend: ``"auto"``, ``"reference"``, ``"triton"`` or ``"cuda"``.
 
     Returns:
         ``[M, N]``, dtype of ``x``. No gradient.
@@ -50,15 +52,10 @@ def gemm_w4a16(
     """
     if x.dtype not in _HALF:
         raise DTypeError(f"x is {x.dtype}; gemm_w4a16 takes float16 or bfloat16.")
-    if x.dim() != 2 or min(x.shape) == 0:
-        raise ShapeError(f"gemm_w4a16 takes x [M, K], not {list(x.shape)}.")
+    check_matrix("gemm_w4a16", x)
     check_weights("gemm_w4a16", x.shape[1], packed, scale, zero_point, group_size, bits)
     arguments = (x, packed, scale, zero_point, group_size, signed, bits)
-    return (
-        torch.ops.pyquant.gemm_w4a16(*arguments)
-        if backend == "auto"
-        else run("gemm_w4a16", backend, *arguments)
-    )
+    return call("gemm_w4a16", backend, *arguments)
 
 
 torch.library.define(
@@ -139,3 +136,53 @@ def _cuda(launch: Launch, x: Tensor, packed: Tensor, scale: Tensor, *rest: Any) 
         both = {"partial": partial, "y": y, "count": m * n, "splits": splits}
         Launch(adding, launch.target, grid)(x.device, both)
     return y
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Triton's kernel, and how many programs share a tile's sum; ``str`` is one line."""
+
+    plan: Planned
+    splits: int
+
+    def __str__(self) -> str:
+        return f"{self.plan}, K in {self.splits} part{'s' if self.splits > 1 else ''}"
+
+
+def _plan_triton(
+    device: torch.device,
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    group_size: int | None,
+    *_: Any,
+) -> _Split:
+    sizes = {"m": x.shape[0], "n": packed.shape[0], "k": x.shape[1], "group": group_size or 0}
+    plan = planned("gemm_w4a16", device, **sizes, dtype=FLOATS[x.dtype])
+    from pyquant.kernels import gemm_w4a16 as kernel
+
+    return _Split(plan, kernel.choose_splits(plan.description, plan.configuration)[0])
+
+
+@register("gemm_w4a16", "triton", _plan_triton)
+def _triton(plan: _Split, x: Tensor, packed: Tensor, *rest: Any) -> Tensor:
+    from pyquant.kernels import gemm_w4a16 as kernel
+
+    weight = kept(f"triton gemm_w4a16 {x.dtype}", _repacked, packed, *rest, x.shape[1], x.dtype)
+    return kernel.launch(x.contiguous(), weight, splits=plan.splits)
+
+
+def _repacked(
+    packed: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    group_size: int | None,
+    signed: bool,
+    bits: int,
+    length: int,
+    dtype: torch.dtype,
+) -> Any:
+    from pyquant.kernels import gemm_w4a16 as kernel
+
+    return kernel.repack(unpack(packed, bits, signed, length), scale, zero_point, group_size, signed, dtype)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyquant.errors import ShapeError
-from pyquant.ops.backend import Unserved, register, run
+from pyquant.ops.backend import Unserved, call, register, run
 from pyquant.ops.checks import check_dtypes
 from pyquant.ops.cuda_launch import Launch, fit
 from pyquant.ops.cuda_layouts import aligned_rows, weights_w4a4
@@ -17,11 +17,13 @@ from pyquant.ops.gemm_w4 import (
     multiply,
     multiply_on_cuda,
     multiply_on_triton,
+    plan_cuda,
     plan_triton,
 )
 from pyquant.ops.kept import kept
 from pyquant.ops.pack import unpack, words_of
 from pyquant.ops.packed_w4 import check_weights, packed_layer
+from pyquant.ops.triton_launch import Planned
 
 
 def gemm_w4a4(
@@ -66,11 +68,7 @@ def gemm_w4a4(
     check_weights("gemm_w4a4", length, packed, scale, zero_point, group_size, bits)
     rows, weights = (length, x_zero, x_signed), (zero_point, group_size, signed, bits)
     arguments = (x, packed, scale, x_scale, *rows, *weights)
-    return (
-        torch.ops.pyquant.gemm_w4a4(*arguments)
-        if backend == "auto"
-        else run("gemm_w4a4", backend, *arguments)
-    )
+    return call("gemm_w4a4", backend, *arguments)
 
 
 torch.library.define(
@@ -131,13 +129,14 @@ def _plan_cuda(
     x_signed: bool,
     zero_point: Tensor | None,
     group_size: int | None,
-    *_: Any,
+    *rest: Any,
 ) -> Launch:
     try:
         return fit("gemm_w4a4", device, x.shape[0], packed.shape[0], x_signed, group_size)
     except Unserved:
         # From sm_90 on, int4 products are emulated: the int8 kernels are faster, on activations unpacked to bytes.
-        return fit("gemm_w4a8", device, x.shape[0], packed.shape[0], x_signed, group_size)
+        codes = _as_bytes(x, x_signed, length)
+        return plan_cuda(device, codes, packed, scale, x_scale, x_zero, zero_point, group_size, *rest)
 
 
 @register("gemm_w4a4", "cuda", _plan_cuda)
@@ -180,6 +179,11 @@ def _cuda(
     return y
 
 
+def _as_bytes(x: Tensor, x_signed: bool, length: int) -> Tensor:
+    """What :func:`_bytes` will give, without values."""
+    return torch.empty(x.shape[0], length, dtype=torch.int8 if x_signed else torch.uint8, device="meta")
+
+
 def _bytes(x: Tensor, x_signed: bool, length: int) -> Tensor:
     """Packed activations as 8-bit codes."""
     return unpack(x, 4, x_signed, length).to(torch.int8 if x_signed else torch.uint8)
@@ -195,14 +199,14 @@ def _plan_triton(
     x_zero: Tensor | None,
     x_signed: bool,
     *weights: Any,
-) -> Any:
-    shaped = torch.empty(x.shape[0], length, dtype=torch.int8 if x_signed else torch.uint8, device="meta")
-    return plan_triton(device, shaped, packed, scale, x_scale, x_zero, *weights)
+) -> Planned:
+    codes = _as_bytes(x, x_signed, length)
+    return plan_triton(device, codes, packed, scale, x_scale, x_zero, *weights)
 
 
 @register("gemm_w4a4", "triton", _plan_triton)
 def _triton(
-    chosen: Any,
+    plan: Planned,
     x: Tensor,
     packed: Tensor,
     scale: Tensor,
@@ -213,4 +217,4 @@ def _triton(
     *weights: Any,
 ) -> Tensor:
     # Triton has no int4 product: the int8 one, on activations unpacked to bytes.
-    return multiply_on_triton(chosen, _bytes(x, x_signed, length), packed, scale, x_scale, x_zero, *weights)
+    return multiply_on_triton(plan, _bytes(x, x_signed, length), packed, scale, x_scale, x_zero, *weights)

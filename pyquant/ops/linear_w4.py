@@ -9,11 +9,12 @@ from torch import Tensor
 
 from pyquant import reference
 from pyquant.errors import ShapeError
-from pyquant.ops.backend import choose, register, run
-from pyquant.ops.cuda_launch import Launch, fit
-from pyquant.ops.gemm_w4 import multiply, multiply_on_cuda, multiply_on_triton, plan_triton
+from pyquant.ops.backend import call, choose, register, run
+from pyquant.ops.cuda_launch import Launch
+from pyquant.ops.gemm_w4 import multiply, multiply_on_cuda, multiply_on_triton, plan_cuda, plan_triton
 from pyquant.ops.packed_w4 import PackedW4, check_weights, packed_layer
 from pyquant.ops.quantize_rows import check_rows
+from pyquant.ops.triton_launch import Planned
 
 
 def linear_w4(
@@ -58,11 +59,7 @@ def linear_w4(
     check_rows(x, "linear_w4")
     check_weights("linear_w4", x.shape[-1], packed, scale, zero_point, group_size, bits)
     arguments = (x, packed, scale, zero_point, group_size, signed, bits)
-    return (
-        torch.ops.pyquant.linear_w4(*arguments)
-        if backend == "auto"
-        else run("linear_w4", backend, *arguments)
-    )
+    return call("linear_w4", backend, *arguments)
 
 
 class LinearW4:
@@ -138,8 +135,13 @@ def _reference(
     return y.to(x.dtype).reshape(*x.shape[:-1], -1)
 
 
+def _rows(x: Tensor) -> Tensor:
+    """What the rows of ``x`` will be quantised to, without values."""
+    return torch.empty(x.numel() // x.shape[-1], x.shape[-1], dtype=torch.int8, device="meta")
+
+
 def _plan_cuda(device: torch.device, x: Tensor, packed: Tensor, scale: Tensor, *rest: Any) -> Launch:
-    return fit("gemm_w4a8", device, x.numel() // x.shape[-1], packed.shape[0], True, rest[1])
+    return plan_cuda(device, _rows(x), packed, scale, scale, None, *rest)
 
 
 @register("linear_w4", "cuda", _plan_cuda)
@@ -150,15 +152,14 @@ def _cuda(launch: Launch, x: Tensor, packed: Tensor, scale: Tensor, *rest: Any) 
     return y.to(x.dtype).reshape(*x.shape[:-1], -1)
 
 
-def _plan_triton(device: torch.device, x: Tensor, packed: Tensor, scale: Tensor, *rest: Any) -> Any:
-    shaped = torch.empty(x.numel() // x.shape[-1], x.shape[-1], dtype=torch.int8, device="meta")
-    return plan_triton(device, shaped, packed, scale, scale, None, *rest)
+def _plan_triton(device: torch.device, x: Tensor, packed: Tensor, scale: Tensor, *rest: Any) -> Planned:
+    return plan_triton(device, _rows(x), packed, scale, scale, None, *rest)
 
 
 @register("linear_w4", "triton", _plan_triton)
-def _triton(chosen: Any, x: Tensor, packed: Tensor, scale: Tensor, *rest: Any) -> Tensor:
+def _triton(plan: Planned, x: Tensor, packed: Tensor, scale: Tensor, *rest: Any) -> Tensor:
     codes, x_scale = run("quantize_rows", "triton", x.reshape(-1, x.shape[-1]))
-    y = multiply_on_triton(chosen, codes, packed, scale, x_scale, None, *rest)
+    y = multiply_on_triton(plan, codes, packed, scale, x_scale, None, *rest)
     return y.to(x.dtype).reshape(*x.shape[:-1], -1)
 
 

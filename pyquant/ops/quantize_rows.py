@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyquant import reference
 from pyquant.errors import DTypeError, ShapeError
-from pyquant.ops.backend import extension, register, run
+from pyquant.ops.backend import call, extension, register, run
 from pyquant.ops.triton_launch import FLOATS as TRITON_FLOATS
 from pyquant.ops.triton_launch import target_of
 
@@ -41,7 +41,7 @@ def quantize_rows(x: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
     check_rows(x, "quantize_rows")
     if x.dim() != 2:
         raise ShapeError(f"quantize_rows takes x [M, K], not {list(x.shape)}; reshape it.")
-    return torch.ops.pyquant.quantize_rows(x) if backend == "auto" else run("quantize_rows", backend, x)
+    return call("quantize_rows", backend, x)
 
 
 torch.library.define("pyquant::quantize_rows", "(Tensor x) -> (Tensor, Tensor)")

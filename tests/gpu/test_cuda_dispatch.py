@@ -192,6 +192,41 @@ def test_sums_beyond_int32_are_refused_as_on_the_cpu(cuda: ExecutorDriver) -> No
     assert cuda.launched == []
 
 
+def test_weights_that_a_kernel_cannot_hold_go_to_the_next(
+    cuda: ExecutorDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long rows, of codes whose sums may leave int32, and scales that have no sixteenth: refused if pinned, and auto moves on."""
+    k = 140_000
+    x, long = torch.full((1, k), 255, dtype=torch.uint8), pack(torch.full((1, k), -8), 4)
+    short = torch.full((1, 64), 3, dtype=torch.uint8), pack(torch.ones(1, 64, dtype=torch.int32), 4)
+    one, tiny = torch.ones(1, 1), torch.full((1, 1), 2.0**-124)
+    monkeypatch.setitem(backend.ORDER, "cpu", ("cuda", "reference"))
+    for given, said in (
+        (
+            (x, long, one, one[0]),
+            f"sums over {k} codes can reach {8 * 255 * 16 * k}, which int32 does not hold",
+        ),
+        ((*short, tiny, one[0]), r"a scale is under 2\^-122"),
+    ):
+        with pytest.raises(
+            BackendError,
+            match=rf"backend='cuda' cannot serve gemm_w4 on sm_80: {said}; use reference or cpu\.",
+        ):
+            gemm_w4(*given, backend="cuda")
+        want = gemm_w4(*given, backend="reference")
+        assert (
+            bool(want.any())
+            and same_bytes(gemm_w4(*given), want)
+            and same_bytes(gemm_w4(*given, backend="cpu"), want)
+        )
+    with pytest.raises(BackendError, match=r"cannot serve linear_w4 on sm_80: sums over 140000 codes"):
+        linear_w4(torch.ones(1, k), long, one, backend="cuda")
+    assert cuda.launched == []
+    # Of as long a row with small codes the sums do fit.
+    given = x, pack(torch.ones(1, k, dtype=torch.int32), 4), one, one[0]
+    assert same_bytes(gemm_w4(*given, backend="cuda"), gemm_w4(*given, backend="reference"))
+
+
 @pytest.mark.skipif(C_COMPILER is None, reason="no C compiler to build the fake libcuda with")
 def test_a_launch_reaches_the_driver(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real seam, with the fake libcuda behind it: entry, grid, block, shared memory and stream."""

@@ -100,17 +100,17 @@ def test_linear_w4(dtype: torch.dtype) -> None:
     assert same_bytes(got.cpu(), linear_w4(x, **given, group_size=64, backend="reference"))
 
 
-@needs["cuda"]
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     ("m", "n", "k", "group_size"), [(1, 4096, 4096, 128), (17, 300, 96, 32), (64, 1000, 40, None)]
 )
-def test_gemm_w4a16(dtype: torch.dtype, m: int, n: int, k: int, group_size: int | None) -> None:
+def test_gemm_w4a16(backend: str, dtype: torch.dtype, m: int, n: int, k: int, group_size: int | None) -> None:
     given = weights(n, k, group_size, False, 4, "each", m)
     x = torch.randn(m, k, generator=torch.Generator().manual_seed(m)).to(dtype)
     options = {"group_size": group_size, "signed": False}
-    got = gemm_w4a16(x.to(CUDA), **there(given), **options, backend="cuda")
-    again = gemm_w4a16(x.to(CUDA), **there(given), **options, backend="cuda")
+    got = gemm_w4a16(x.to(CUDA), **there(given), **options, backend=backend)
+    again = gemm_w4a16(x.to(CUDA), **there(given), **options, backend=backend)
     want, terms = exact(x, given, group_size, False, 4)
     # At most a split for every slab of 64.
     assert within_the_bound(got.cpu(), want, terms, k, given["scale"].shape[1], k // 64 + 1)

@@ -12,10 +12,12 @@ from pyquant.ops.fake_quantize import fake_quantize, fake_quantize_backward, qua
 from pyquant.ops.gemm_s8 import gemm_s8, gemm_s8_float
 from pyquant.ops.gemm_w4 import gemm_w4
 from pyquant.ops.gemm_w4a4 import gemm_w4a4
+from pyquant.ops.gemm_w4a16 import gemm_w4a16
 from pyquant.ops.linear_w4 import linear_w4
 from pyquant.ops.pack import pack
 from pyquant.ops.quantize_rows import quantize_rows
 from tests.gpu.interpreter.guarded import same_bytes
+from tests.gpu.test_executor_w4a16 import exact, within_the_bound
 from tests.ops.w4_cases import rows, weights
 
 CASES = {
@@ -25,7 +27,21 @@ CASES = {
     "fake_quantize-tensor": {"op": "fake_quantize", "grid": Grid(8, signed=False)},
     "fake_quantize-axis": {"op": "fake_quantize", "grid": Grid(4, axis=1)},
     "fake_quantize-groups": {"op": "fake_quantize", "grid": Grid(4, axis=0, group_size=32)},
-    **{f"w4-g{group}": {"op": "w4", "group_size": group, "signed": group != 32} for group in (None, 32, 64)},
+    **{
+        f"w4-g{group}-{bits}-bits": {
+            "op": "w4",
+            "group_size": group,
+            "bits": bits,
+            "signed": (group or 0) != 32,
+        }
+        for group in (None, 32, 64, 128)
+        for bits in (2, 3, 4)
+    },
+    **{
+        f"w4a16-g{group}": {"op": "w4a16", "group_size": group, "bits": 4 if group else 3}
+        for group in (None, 32, 128)
+    },
+    "w4a16-splits": {"op": "w4a16", "group_size": 64, "bits": 4, "k": 1024},
     "long-row": {"op": "long_row"},
     "empty": {"op": "empty"},
     "conv_s8-3x3-residual": {"op": "conv_s8", "case": ((2, 5, 6, 37), 21, (3, 3)), "residual": True},
@@ -98,12 +114,13 @@ def check_fake_quantize(device, grid):
         assert float((sums.cpu() - right).abs().max()) <= bound and bool(right.any())
 
 
-def check_w4(device, group_size, signed):
-    """gemm_w4, gemm_w4a4 and linear_w4 on one weight, signed and unsigned activations."""
-    n, k = 40, 192
-    weight = weights(n, k, group_size, signed, 4, "none" if signed else "each", 1)
+def check_w4(device, group_size, bits, signed):
+    """gemm_w4, gemm_w4a4 and linear_w4 on one weight, signed and unsigned activations; without groups K is ragged."""
+    n, k = 40, 256 if group_size else 203
+    zeros = "none" if signed and group_size != 128 else "each"
+    weight = weights(n, k, group_size, signed, bits, zeros, bits)
     there = {key: tensor.to(device) for key, tensor in weight.items()}
-    options = {"group_size": group_size, "signed": signed}
+    options = {"group_size": group_size, "signed": signed, "bits": bits}
     for x_signed in (True, False):
         given = rows(7, k, x_signed, 8, not x_signed, 1)
         on_device = {key: tensor.to(device) for key, tensor in given.items()}
@@ -120,6 +137,21 @@ def check_w4(device, group_size, signed):
     same_bytes(got, linear_w4(x, **weight, **options, backend="reference"))
 
 
+def check_w4a16(device, group_size, bits, k=256):
+    """Within the bound of float32 sums, the same bytes twice, and one term a split more."""
+    given = weights(70, k, group_size, False, bits, "each", k)
+    x = torch.randn(9, k, generator=torch.Generator().manual_seed(k)).half()
+    options = {"group_size": group_size, "signed": False, "bits": bits}
+    there = {key: tensor.to(device) for key, tensor in given.items()}
+    got = gemm_w4a16(x.to(device), **there, **options, backend="triton")
+    want, terms = exact(x, given, group_size, False, bits)
+    assert within_the_bound(got.cpu(), want, terms, k, given["scale"].shape[1], k // 64), got
+    same_bytes(gemm_w4a16(x.to(device), **there, **options, backend="triton"), got)
+    arguments = x.to(device), *(there[key] for key in ("packed", "scale", "zero_point")), *options.values()
+    line = str(backend.choose("gemm_w4a16", device, "triton", arguments))
+    assert "gemm_w4a16 -> triton with gemm_w4a16 on " in line and ", K in " in line, line
+
+
 def check_long_row(device):
     """What its sums do not hold is refused, and auto goes on."""
     k = 131_072
@@ -129,10 +161,19 @@ def check_long_row(device):
     try:
         backend.choose("gemm_w4", device, "triton", arguments)
     except BackendError as error:
-        assert "a row of K=131072 is longer than 131071; use groups; use reference" in str(error), error
+        assert "sums hold at most K=131071 codes without groups, and there are 131072; use ref" in str(
+            error
+        ), error
     else:
         raise AssertionError("a row that is too long was taken")
     assert backend.choose("gemm_w4", device, "auto", arguments).backend != "triton"
+    # One fewer fits, at the ends of the codes.
+    x = torch.full((1, k - 1), 255, dtype=torch.uint8)
+    packed = pack(torch.full((1, k - 1), -8), 4)
+    given = x, packed, torch.ones(1, 1), torch.ones(1)
+    want = gemm_w4(*given, backend="reference")
+    assert want.item() == torch.tensor(-8 * 255 * (k - 1)).float().item()
+    same_bytes(gemm_w4(*(tensor.to(device) for tensor in given), backend="triton"), want)
 
 
 def check_conv_s8(device, case, groups=1, residual=False, **geometry):
