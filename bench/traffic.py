@@ -1,14 +1,17 @@
 """What a kernel asks of memory and of the tensor cores, by the addresses it computes, and the least that its result needs.
 
 Counted are the bytes that all blocks load and store, every block its own: what a block reads of another's operands comes from L2 in
-part, but has to come. Factors of an epilogue, some bytes a column of a tile, count once a block.
-The least is every operand read once and every result written once.
+part, but has to come. An operand counts each time a block asks for it, factors of an epilogue or of a group once a block, whose
+threads share them. Products count as the tensor cores do them, those of a tile's empty rows and columns too.
+The least is every operand read once, every result written once, and no product but those that were asked for.
+
+``tests/gpu/test_traffic.py`` runs the compiled kernels on the emulator and finds the same bytes and products, each kernel and tile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.compiled import LARGE, Artefact
@@ -22,13 +25,15 @@ class Work:
     Args:
         bytes: loaded and stored by all blocks.
         bytes_minimum: of operands and results, once.
-        operations: of tensor cores; a multiply-add is two.
+        operations: that tensor cores do; a multiply-add is two.
+        operations_minimum: that the result needs.
         kind: what they multiply, a key of a device's peaks; None where they have no part in it.
     """
 
     bytes: int
     bytes_minimum: int
     operations: int
+    operations_minimum: int
     kind: str | None
 
 
@@ -42,69 +47,148 @@ def work(artefact: Artefact) -> Work:
     return KERNELS[name](artefact)
 
 
-def product(
-    artefact: Artefact,
-    kind: str,
-    x_bits: int,
-    w_bits: int,
-    y_bytes: int,
-    column_bytes: int,
-    row_bytes: int = 0,
-) -> Work:
-    """A matrix product in tiles.
+def _product(artefact: Artefact, kind: str, x: Row, w: Row, depth: int, factors: int, y_bytes: int) -> Work:
+    """A matrix product in tiles, without what the factors of its epilogue come to at least.
+
+    Rows of a tile behind the last read a row that is there again, in Triton's kernels and in CUDA's.
 
     Args:
         kind: what is multiplied.
-        x_bits, w_bits: of a stored operand.
+        x, w: a row of either operand.
+        depth: products a sum, as the tensor cores do them.
+        factors: bytes that all blocks load of them.
         y_bytes: of a result.
-        column_bytes, row_bytes: of the epilogue's factors, an output and a row.
     """
-    shape, tile = artefact.description, artefact.constants
-    m, n, k = shape.m, shape.n, shape.k
-    down, across = -(-m // tile["BLOCK_M"]), -(-n // tile["BLOCK_N"])
-    # Triton's kernels load row 0 in place of rows that are not there; CUDA's fill shared memory with zeros instead.
-    padded = artefact.backend == "triton"
-    x_rows, w_rows = (down * tile["BLOCK_M"], across * tile["BLOCK_N"]) if padded else (m, n)
-    loaded = (x_rows * across * x_bits + w_rows * down * w_bits) * k // 8
-    factors = column_bytes * n * down + row_bytes * m * across
-    least = (m * x_bits + n * w_bits) * k // 8 + column_bytes * n + row_bytes * m
-    results = m * n * y_bytes
-    return Work(loaded + factors + results, least + results, 2 * m * n * k, kind)
+    d = artefact.description
+    down, across, tall, wide = _tiles(artefact)
+    moved = down * across * (tall * x.loaded + wide * w.loaded) + factors + d.m * d.n * y_bytes
+    least = d.m * x.stored + d.n * w.stored + d.m * d.n * y_bytes
+    return Work(moved, least, 2 * down * tall * across * wide * depth, 2 * d.m * d.n * d.k, kind)
 
 
-def _gemm_s8(artefact: Artefact) -> Work:
+@dataclass(frozen=True)
+class Row:
+    """Bytes of one row of an operand.
+
+    Args:
+        loaded: by a block that owns it.
+        stored: without what fills it up.
+    """
+
+    loaded: int
+    stored: int
+
+
+def _row(codes: int, filled: int, bits: int) -> Row:
+    """A row of so many codes, filled up to so many."""
+    return Row(filled * bits // 8, -(-codes * bits // 8))
+
+
+def _tiles(artefact: Artefact) -> tuple[int, int, int, int]:
+    """Tiles down and across a product, and rows and columns of one."""
+    tall, wide = artefact.constants["BLOCK_M"], artefact.constants["BLOCK_N"]
+    return -(-artefact.description.m // tall), -(-artefact.description.n // wide), tall, wide
+
+
+def _up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
+
+
+def _with_first(size: int, tile: int) -> int:
+    """Rows, or columns, that all tiles load together where those behind the last read the first again."""
+    return size + (size > tile and size % tile != 0)
+
+
+# ------------------------------------------------------------------------------------------------------------ CUDA
+# Rows of every operand are filled up to whole chunks of 16 bytes, and a slab of x is 64 bytes a row.
+def _cuda_s8(artefact: Artefact) -> Work:
     """Multiplier, bias and correction are four bytes each."""
-    floats = artefact.op == "gemm_s8_float" or not getattr(artefact.description, "to_codes", True)
-    return product(artefact, INT8, 8, 8, 4 if floats else 1, 12)
-
-
-def _gemm_w4a4(artefact: Artefact) -> Work:
-    return product(artefact, INT4, 4, 4, 4, 4 * _groups(artefact.description), 4)
-
-
-def _gemm_w4a8(artefact: Artefact) -> Work:
-    """A scale a group and column, a scale a row; where weights have zero points, these and the sums of the codes of a row."""
     d = artefact.description
-    groups = _groups(d)
-    column = groups * (4 + 4 * d.zero + 4 * d.x_zero)
-    return product(artefact, INT8, 8, 4, BYTES[d.dtype], column, 4 + 4 * d.x_zero + 4 * groups * d.zero)
+    row = _row(d.k, _up(d.k, 16), 8)
+    down, *_ = _tiles(artefact)
+    y_bytes = 4 if artefact.op == "gemm_s8_float" else 1
+    done = _product(artefact, INT8, row, row, _up(d.k, 64), 12 * d.n * down, y_bytes)
+    return _needing(done, 12 * d.n)
 
 
-def _gemm_w4a16(artefact: Artefact) -> Work:
-    """Where K is split, each split writes its sums in float32."""
+def _cuda_w4a4(artefact: Artefact) -> Work:
     d = artefact.description
-    return product(artefact, FP16, 16, 4, 4 * d.splits if d.splits > 1 else 2, 4 * _groups(d))
+    row = _row(d.k, _up(d.k, 32), 4)
+    done = _product(artefact, INT4, row, row, _up(d.k, 128), _cuda_scales(artefact), 4)
+    return _needing(done, 4 * _groups(d) * d.n + 4 * d.m)
 
 
-def _gemm_w4a16_sum(artefact: Artefact) -> Work:
+def _cuda_w4a8(artefact: Artefact) -> Work:
+    d = artefact.description
+    x, w = _row(d.k, _up(d.k, 16), 8), _row(d.k, _up(d.k, 32), 4)
+    done = _product(artefact, INT8, x, w, _up(d.k, 64), _cuda_scales(artefact), 4)
+    return _needing(done, 4 * _groups(d) * d.n + 4 * d.m)
+
+
+def _cuda_scales(artefact: Artefact) -> int:
+    """A scale a group and column, in arrays of whole tiles of eight columns, and a scale a row."""
+    d = artefact.description
+    down, across, *_ = _tiles(artefact)
+    return 4 * _groups(d) * _up(d.n, 8) * down + 4 * d.m * across
+
+
+def _cuda_w4a16(artefact: Artefact) -> Work:
+    """Weights and scales fill whole tiles. Where K is split, each split writes its sums in float32."""
+    d = artefact.description
+    down, across, _, wide = _tiles(artefact)
+    x, w = _row(d.k, _up(d.k, 8), 16), _row(d.k, _up(d.k, 64), 4)
+    scales = 4 * across * wide * down * _cuda_w4a16_groups(d)
+    return _split(_product(artefact, FP16, x, w, _up(d.k, 64), scales, 2), d, d.splits, 4 * _groups(d) * d.n)
+
+
+def _cuda_w4a16_groups(shape: Any) -> int:
+    """Groups whose scales are loaded, of all splits together: a split begins one more than it ends, if there is one."""
+    groups, slabs = _groups(shape), -(-shape.k // 64)
+    if groups == 1:
+        return shape.splits
+    share, parts, found = -(-slabs // shape.splits), shape.group // 32, 0
+    for split in range(shape.splits):
+        begin, count = 2 * split * share, 2 * max(0, min(share, slabs - split * share))
+        first, last = begin // parts, (begin + count) // parts
+        found += min(last, groups - 1) - min(first, groups - 1) + 1
+    return found
+
+
+def _cuda_w4a16_sum(artefact: Artefact) -> Work:
     d = artefact.description
     return _once(d.m * d.n * (4 * d.splits + 2))
 
 
+# ---------------------------------------------------------------------------------------------------------- Triton
+def _triton_s8(artefact: Artefact) -> Work:
+    d = artefact.description
+    down, *_ = _tiles(artefact)
+    row, depth = _row(d.k, d.k, 8), _up(d.k, artefact.constants["BLOCK_K"])
+    y_bytes = 1 if getattr(d, "to_codes", True) else 4
+    done = _product(artefact, INT8, row, row, depth, 12 * d.n * down, y_bytes)
+    return _needing(done, 12 * d.n)
+
+
+def _triton_w4a8(artefact: Artefact) -> Work:
+    """A scale a group and column, a scale a row; where weights have zero points, these and the sums of the codes of a row."""
+    d = artefact.description
+    down, across, tall, _ = _tiles(artefact)
+    depth, groups = _up(d.k, artefact.constants["BLOCK_K"]), _groups(d)
+    column, row = groups * (4 + 4 * d.zero + 4 * d.x_zero), 4 + 4 * d.x_zero + 4 * groups * d.zero
+    factors = column * d.n * down + row * _with_first(d.m, tall) * across
+    x, w = _row(d.k, d.k, 8), _row(d.k, depth, 4)
+    return _needing(_product(artefact, INT8, x, w, depth, factors, BYTES[d.dtype]), column * d.n + row * d.m)
+
+
 def _triton_w4a16(artefact: Artefact) -> Work:
     """A scale and an offset a group and column; where K is split, each split writes its sums in float32."""
-    splits = _splits(artefact)
-    return product(artefact, FP16, 16, 4, 4 * splits if splits > 1 else 2, 6 * _groups(artefact.description))
+    d, splits = artefact.description, _splits(artefact)
+    down, _, _, wide = _tiles(artefact)
+    depth, groups = _up(d.k, artefact.constants["BLOCK_K"]), _groups(d)
+    # A group is no longer than a step, so that one split has all of it, unless it is the whole row.
+    factors = 6 * (groups if d.group else splits) * _with_first(d.n, wide) * down
+    x, w = _row(d.k, d.k, 16), _row(d.k, depth, 4)
+    return _split(_product(artefact, FP16, x, w, depth, factors, 2), d, splits, 6 * groups * d.n)
 
 
 def _triton_w4a16_sum(artefact: Artefact) -> Work:
@@ -118,12 +202,29 @@ def _splits(artefact: Artefact) -> int:
     return gemm_w4a16.choose_splits(d, gemm_w4a16.choose(d, artefact.target))[0]
 
 
+def _needing(done: Work, factors: int) -> Work:
+    """With factors of so many bytes at least."""
+    return replace(done, bytes_minimum=done.bytes_minimum + factors)
+
+
+def _split(done: Work, shape: Any, splits: int, factors: int) -> Work:
+    """Where K is split, each split writes float32 sums instead of results of two bytes."""
+    more = shape.m * shape.n * (4 * splits - 2) if splits > 1 else 0
+    return _needing(replace(done, bytes=done.bytes + more), factors)
+
+
 def _conv_s8(artefact: Artefact) -> Work:
     """An implicit product: every tile reads the pixels under its rows, none that lie outside the image."""
     d, tile = artefact.description, artefact.constants
     m, outputs, channels = d.images * d.out[0] * d.out[1], d.outputs // d.groups, d.channels // d.groups
     length = d.kernel[0] * d.kernel[1] * channels
     down, across = -(-m // tile["BLOCK_M"]), -(-outputs // tile["BLOCK_N"])
+    steps = (
+        d.kernel[0] * d.kernel[1] * _up(channels, tile["BLOCK_K"])
+        if tile["BY_TAP"]
+        else _up(length, tile["BLOCK_K"])
+    )
+    done = 2 * down * tile["BLOCK_M"] * across * tile["BLOCK_N"] * d.groups * steps
     high, wide = _taps(d, 0), _taps(d, 1)
     # Rows behind the last read the first pixel's again.
     pixels = d.images * sum(map(len, high)) * sum(map(len, wide)) + (down * tile["BLOCK_M"] - m) * len(
@@ -132,7 +233,8 @@ def _conv_s8(artefact: Artefact) -> Work:
     loaded = (pixels * channels * across + across * tile["BLOCK_N"] * length * down) * d.groups
     results = m * d.outputs * (1 + d.residual)
     least = _seen(d) * d.channels + d.outputs * length + 12 * d.outputs
-    return Work(loaded + 12 * d.outputs * down + results, least + results, 2 * m * d.outputs * length, INT8)
+    moved = loaded + 12 * d.outputs * down + results
+    return Work(moved, least + results, done, 2 * m * d.outputs * length, INT8)
 
 
 def _depthwise_s8(artefact: Artefact) -> Work:
@@ -141,9 +243,8 @@ def _depthwise_s8(artefact: Artefact) -> Work:
     down = -(-m // box["BLOCK_PIXELS"])
     pixels = d.images * sum(map(len, _taps(d, 0))) * sum(map(len, _taps(d, 1)))
     results, factors = m * d.channels * (1 + d.residual), d.channels * (taps + 8)
-    return Work(
-        pixels * d.channels + down * factors + results, _seen(d) * d.channels + factors + results, 0, None
-    )
+    moved = pixels * d.channels + down * factors + results
+    return _moving(moved, _seen(d) * d.channels + factors + results)
 
 
 def _taps(shape: Any, axis: int) -> list[list[int]]:
@@ -170,7 +271,8 @@ def _fake_quantize(artefact: Artefact) -> Work:
     rows, item = d.outer * d.channels, BYTES[d.dtype]
     moved = rows * d.inner * (item + (1 if size["TO_CODES"] else item))
     down, across = -(-rows // size["BLOCK_ROWS"]), -(-d.inner // size["BLOCK_INNER"])
-    return Work(moved + 8 * down * across * size["BLOCK_ROWS"], moved + 8 * d.channels, 0, None)
+    # Rows behind the last have channels too.
+    return _moving(moved + 8 * down * across * min(size["BLOCK_ROWS"], d.channels), moved + 8 * d.channels)
 
 
 def _fake_quantize_backward(artefact: Artefact) -> Work:
@@ -178,7 +280,7 @@ def _fake_quantize_backward(artefact: Artefact) -> Work:
     d = artefact.description
     programs = _programs(artefact)
     moved = d.outer * d.channels * d.inner * 3 * BYTES[d.dtype]
-    return Work(moved + 16 * programs * d.channels, moved + 16 * d.channels, 0, None)
+    return _moving(moved + 16 * programs * d.channels, moved + 16 * d.channels)
 
 
 def _fake_quantize_sums(artefact: Artefact) -> Work:
@@ -195,8 +297,9 @@ def _quantize_rows(artefact: Artefact) -> Work:
     """Rows too long for registers are read a second time. The description says no number of rows: LARGE."""
     d = artefact.description
     read = LARGE * d.k * BYTES[d.dtype]
-    written = LARGE * (-(-d.k * d.bits // 8) + 4 + 4 * (d.k // d.group if d.group else 0))
-    return Work(read * (1 if artefact.constants["ONCE"] else 2) + written, read + written, 0, None)
+    codes = d.k if d.bits == 8 else 4 * -(-d.k // 8)
+    written = LARGE * (codes + 4 + 4 * (d.k // d.group if d.group else 0))
+    return _moving(read * (1 if artefact.constants["ONCE"] else 2) + written, read + written)
 
 
 def _row_sums(artefact: Artefact) -> Work:
@@ -206,20 +309,25 @@ def _row_sums(artefact: Artefact) -> Work:
 
 def _once(moved: int) -> Work:
     """All of it is needed, and none of it twice."""
-    return Work(moved, moved, 0, None)
+    return _moving(moved, moved)
+
+
+def _moving(moved: int, least: int) -> Work:
+    """Nothing that tensor cores have a part in."""
+    return Work(moved, least, 0, 0, None)
 
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 # Triton's function, or the op of a CUDA kernel -> what a launch of it does.
 KERNELS: Mapping[str, Callable[[Artefact], Work]] = {
-    "gemm_s8": _gemm_s8,
-    "gemm_s8_float": _gemm_s8,
-    "gemm_s8_kernel": _gemm_s8,
-    "gemm_w4a4": _gemm_w4a4,
-    "gemm_w4a8": _gemm_w4a8,
-    "gemm_w4a8_kernel": _gemm_w4a8,
-    "gemm_w4a16": _gemm_w4a16,
-    "gemm_w4a16_sum": _gemm_w4a16_sum,
+    "gemm_s8": _cuda_s8,
+    "gemm_s8_float": _cuda_s8,
+    "gemm_w4a4": _cuda_w4a4,
+    "gemm_w4a8": _cuda_w4a8,
+    "gemm_w4a16": _cuda_w4a16,
+    "gemm_w4a16_sum": _cuda_w4a16_sum,
+    "gemm_s8_kernel": _triton_s8,
+    "gemm_w4a8_kernel": _triton_w4a8,
     "gemm_w4a16_kernel": _triton_w4a16,
     "add_splits_kernel": _triton_w4a16_sum,
     "conv_s8_kernel": _conv_s8,

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from bench import compiled, gpu_static, run
+from bench.compiled import Product
 from bench.gpu_static import row, table
 from tests.gpu.test_gates import GOOD
 
@@ -42,6 +43,9 @@ def test_rows_have_the_agreed_keys_and_no_time(one_kernel_a_target, tmp_path, ca
     out = capsys.readouterr().out
     assert "lower BOUNDS" in out and "no prediction and no measurement" in " ".join(out.split())
     assert "RTX 4090" in out and "L40S" in out
+    assert "address arithmetic, which the tests hold to the counts of the PTX emulator" in " ".join(
+        out.split()
+    )
 
 
 def test_a_quick_run_is_one_target(one_kernel_a_target, tmp_path):
@@ -55,6 +59,11 @@ def test_a_row_says_what_the_kernel_is():
     assert (found["kernel"], found["target"], found["case"]) == ("gemm_s8_kernel", "sm_80", "M4096")
     assert (found["registers"], found["shared"], found["blocks"], found["spills"]) == (250, 98_304, 1, 0)
     assert found["tensor_share"] == 0.4 and found["bytes"] > found["bytes_minimum"] == 50_380_800
+    assert found["operations"] == found["operations_minimum"] == 2 * 4096**3
+    flat = row(replace(GOOD, description=Product(1, 4096, 4096)))
+    assert flat["operations"] == 128 * flat["operations_minimum"]
+    # The bound is that of the one row that is wanted: its bytes.
+    assert flat["lower_bound_us"]["A100"] == pytest.approx(flat["bytes_minimum"] / 2.039e6)
     assert found["lower_bound_us"] == {"A100": pytest.approx(220.25, rel=1e-4)}
     assert row(replace(GOOD, code=replace(GOOD.code, loop={})))["tensor_share"] is None
 

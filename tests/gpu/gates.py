@@ -204,9 +204,8 @@ def tensor_share(artefact: Artefact) -> str | None:
     if -(-shape.m // 128) * -(-shape.n // 128) <= device.processors // 2:
         return None
     done, share = work(artefact), artefact.code.tensor_share
-    if bound_us(device, done.bytes_minimum, done.operations, done.kind) == bound_us(
-        device, done.bytes_minimum, 0, None
-    ):
+    by_bytes = bound_us(device, done.bytes_minimum, 0, None)
+    if bound_us(device, done.bytes_minimum, done.operations_minimum, done.kind) == by_bytes:
         return None
     if share is not None and share >= TENSOR_SHARE:
         return None
