@@ -15,7 +15,8 @@ struct GemmS8 {
 
   // Sums the block's products. x: [m, k] uint8, w: [n, k] int8.
   DEVICE void run(const uint8_t* x, const int8_t* w, int m, int n, int k) {
-    tile.template run<true>(x, w, m, n, k, k, [](const auto&, auto) {});
+    fill(tile.acc, 0);
+    tile.template run<true>(x, w, m, n, k, k, [](const auto&, auto, int) {});
   }
 
   // float(acc + correction) * multiplier + bias of the pair at (row, column), column counted in y.

@@ -159,11 +159,11 @@ DEVICE void for_each_pair(const Number (&d)[T::kMTiles][T::kNTiles][4], Visit vi
 }
 
 template <int kM, int kN, class Number>
-DEVICE void clear(Number (&d)[kM][kN][4]) {
+DEVICE void fill(Number (&d)[kM][kN][4], Number value) {
 #pragma unroll
   for (int i = 0; i < kM; ++i) {
 #pragma unroll
-    for (int j = 0; j < kN; ++j) d[i][j][0] = d[i][j][1] = d[i][j][2] = d[i][j][3] = 0;
+    for (int j = 0; j < kN; ++j) d[i][j][0] = d[i][j][1] = d[i][j][2] = d[i][j][3] = value;
   }
 }
 

@@ -87,8 +87,8 @@ class GemmW4A16 {
     int w_left = count;
 
     rows_.begin_a(T::warp_row());
-    clear(acc_);
-    clear(total_);
+    fill(acc_, 0.0f);
+    fill(total_, 0.0f);
     // A group is whole parts of 32 in K, and a slab is two of them. A split may begin within a group.
     const int parts = args.group_size / 32;
     group_ = args.groups == 1 ? 0 : first * 2 / parts;

@@ -10,22 +10,22 @@
 //   w: [n, w_row_bytes] bytes, 32 codes to each 16 as NibblesOfW wants them; past the last code, zero points
 //   the grids: see pyquant::Grids, with weights of 16 times the code; group_size: 32, 64 or 128; ignored if one a row
 //   y: [m, n] float32; all pointers aligned to 16 bytes
-#define PYQUANT_GEMM_W4A8(name, is_signed, grouped, ...)                                                              \
+#define PYQUANT_GEMM_W4A8(name, is_signed, group, ...)                                                                \
   extern "C" __global__ void __launch_bounds__(pyquant::Tile<__VA_ARGS__>::kThreads, 1) gemm_w4a8_##name(             \
       const uint8_t* __restrict__ x, const uint8_t* __restrict__ w, const float* __restrict__ scale,                  \
       const int* __restrict__ zero, const int* __restrict__ sums, const float* __restrict__ x_scale,                  \
       const int* __restrict__ x_zero, float* __restrict__ y, int m, int n, int row_bytes, int w_row_bytes,            \
       int groups, int group_size) {                                                                                   \
-    pyquant::ScaledCodes<pyquant::Tile<__VA_ARGS__>, pyquant::NibblesOfW<is_signed>, grouped>().run(                  \
+    pyquant::ScaledCodes<pyquant::Tile<__VA_ARGS__>, pyquant::NibblesOfW<is_signed>, group>().run(                    \
         x, w, {scale, zero, sums, x_scale, x_zero, groups}, y, m, n, row_bytes, w_row_bytes, group_size / 32);        \
   }
 
-PYQUANT_GEMM_W4A8(signed_row_128x128, true, false, 2, 2, 4, 8, 3)
-PYQUANT_GEMM_W4A8(unsigned_row_128x128, false, false, 2, 2, 4, 8, 3)
-PYQUANT_GEMM_W4A8(signed_row_16x128, true, false, 1, 4, 1, 4, 4)
-PYQUANT_GEMM_W4A8(unsigned_row_16x128, false, false, 1, 4, 1, 4, 4)
-PYQUANT_GEMM_W4A8(signed_group_64x128, true, true, 1, 4, 4, 4, 4)
-PYQUANT_GEMM_W4A8(unsigned_group_64x128, false, true, 1, 4, 4, 4, 4)
-PYQUANT_GEMM_W4A8(signed_group_16x128, true, true, 1, 4, 1, 4, 4)
-PYQUANT_GEMM_W4A8(unsigned_group_16x128, false, true, 1, 4, 1, 4, 4)
+PYQUANT_GEMM_W4A8(signed_row_128x128, true, pyquant::kWholeRow, 2, 2, 4, 8, 3)
+PYQUANT_GEMM_W4A8(unsigned_row_128x128, false, pyquant::kWholeRow, 2, 2, 4, 8, 3)
+PYQUANT_GEMM_W4A8(signed_row_16x128, true, pyquant::kWholeRow, 1, 4, 1, 4, 4)
+PYQUANT_GEMM_W4A8(unsigned_row_16x128, false, pyquant::kWholeRow, 1, 4, 1, 4, 4)
+PYQUANT_GEMM_W4A8(signed_group_64x128, true, pyquant::kSaidAtLaunch, 1, 4, 4, 4, 4)
+PYQUANT_GEMM_W4A8(unsigned_group_64x128, false, pyquant::kSaidAtLaunch, 1, 4, 4, 4, 4)
+PYQUANT_GEMM_W4A8(signed_group_16x128, true, pyquant::kSaidAtLaunch, 1, 4, 1, 4, 4)
+PYQUANT_GEMM_W4A8(unsigned_group_16x128, false, pyquant::kSaidAtLaunch, 1, 4, 1, 4, 4)
 #undef PYQUANT_GEMM_W4A8

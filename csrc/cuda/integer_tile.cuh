@@ -30,6 +30,7 @@ struct Bytes {
   static constexpr int kSlabOfW = kSlab;
   static constexpr uint32_t kOnes = 0x01010101;
   static constexpr int kParts = 1;
+  static constexpr bool kSmallSums = false;
   LaneRows<kSlab> rows;
   DEVICE void begin(int column) { rows.begin_b(column); }
   template <class T>
@@ -48,6 +49,7 @@ struct Nibbles {
   static constexpr int kSlabOfW = kSlab;
   static constexpr uint32_t kOnes = 0x11111111;
   static constexpr int kParts = kHalves ? 2 : 1;
+  static constexpr bool kSmallSums = true;  // of a group: 128 products of two numbers of at most 15
   LaneRows<kSlab> rows;
   DEVICE void begin(int column) { rows.begin_b(column); }
   template <class T>
@@ -72,6 +74,7 @@ struct NibblesOfW {
   static constexpr int kSlabOfW = kSlab / 2;
   static constexpr uint32_t kOnes = 0x01010101;
   static constexpr int kParts = 1;
+  static constexpr bool kSmallSums = false;
   int at[kSteps];
   DEVICE void begin(int column) {
 #pragma unroll
@@ -108,7 +111,8 @@ struct IntegerTile {
 
   int acc[T::kMTiles][T::kNTiles][4];
 
-  // Walks K and calls done(a, part) once the products of a part were added; a: the fragments of x.
+  // Walks K, adds to `acc`, and calls done(a, part, at) once the products of a part were added: a are the fragments of x, `at`
+  // counts the parts of a slab.
   // x: [m, row_bytes] bytes of codes; w: [n, row_bytes * kSlabOfW / kSlab]; row_bytes a multiple of 16, w's rows too.
   template <bool kUnrolled, class Done>
   DEVICE void run(const void* x, const void* w, int m, int n, int row_bytes, int w_row_bytes, Done done) {
@@ -120,7 +124,6 @@ struct IntegerTile {
     a_rows.begin_a(T::warp_row());
     Codes codes;
     codes.begin(T::warp_column());
-    clear(acc);
     pipeline<T::kStages, kUnrolled>(
         (row_bytes + kSlab - 1) / kSlab, kStageBytes,
         [&](SharedAddress stage) {
@@ -135,10 +138,10 @@ struct IntegerTile {
             for (int i = 0; i < T::kMTiles; ++i) ldmatrix_x4(a[i], stage + a_rows.at[step] + i * 16 * kSlab);
             codes.template load<T>(b, stage + X::kSize, step);
             multiply<0>(a, b);
-            done(a, std::integral_constant<int, 0>());
+            done(a, std::integral_constant<int, 0>(), step * Codes::kParts);
             if constexpr (Codes::kParts == 2) {
               multiply<1>(a, b);
-              done(a, std::integral_constant<int, 1>());
+              done(a, std::integral_constant<int, 1>(), step * Codes::kParts + 1);
             }
           }
         });

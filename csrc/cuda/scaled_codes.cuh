@@ -10,8 +10,8 @@
 
 namespace pyquant {
 
-// What the codes mean. Rows of the arrays of [groups, columns] have columns = n rounded up to 8. Weights that are multiplied as
-// 16 times the code have scale / 16 here, and 16 times zero and sums.
+// What the codes mean. Rows of the arrays of [groups, columns] have columns = n rounded up to kGridColumns, so that nobody asks
+// where they end. Weights that are multiplied as 16 times the code have scale / 16 here, and 16 times zero and sums.
 struct Grids {
   const float* scale;    // [groups, columns]
   const int* zero;       // [groups, columns], or null if all are 0
@@ -21,57 +21,67 @@ struct Grids {
   int groups;
 };
 
-template <class T, class Codes, bool kGrouped>
+constexpr int kGridColumns = 128;
+
+// How many parts, of one MMA each, a group of K has, if not a number of them: one scale a row, or as the launch says.
+constexpr int kWholeRow = 0, kSaidAtLaunch = -1;
+
+template <class T, class Codes, int kGroup>
 class ScaledCodes {
  public:
-  // Writes the block's part of y, [m, n] float32. `parts`: of the MMAs in a group of K, Codes::kParts to a step.
+  // Writes the block's part of y, [m, n] float32. `parts`: of a group, if it is said at launch.
   DEVICE void run(const void* x, const void* w, const Grids& grids, float* y, int m, int n, int row_bytes,
                   int w_row_bytes, int parts) {
     grids_ = grids;
-    columns_ = (n + 7) / 8 * 8;
+    columns_ = (n + kGridColumns - 1) / kGridColumns * kGridColumns;
     rows_ = m;
+    group_ = 0;
+    fill(tile_.acc, kSeed);
     clear_row_sums();
     if constexpr (kGrouped) {
-      clear(total_);
-      load_scales(0);
+      fill(total_, 0.0f);
+      begin_group();
     }
-    int group = 0, left = parts;
-    tile_.template run<!kGrouped>(x, w, m, n, row_bytes, w_row_bytes, [&](const uint32_t (&a)[T::kMTiles][4], auto part) {
+    int left = parts;
+    tile_.template run<!kGrouped>(x, w, m, n, row_bytes, w_row_bytes, [&](const auto& a, auto part, int at) {
       if (grids_.zero != nullptr) add_row_sums<decltype(part)::value>(a);
-      if constexpr (kGrouped) {
-        // What lies behind the last group is zeros up to the end of a slab.
-        if (--left == 0 && group < grids_.groups) {
-          if (is_centred()) centre(group);
-          add_group();
+      if constexpr (kGroup > 0) {
+        if ((at + 1) % kGroup == 0) end_group();
+      } else if constexpr (kGroup == kSaidAtLaunch) {
+        if (--left == 0) {
+          end_group();
           left = parts;
-          load_scales(++group < grids_.groups ? group : group - 1);
         }
       }
     });
     if constexpr (kGrouped) {
       for_each_pair<T>(total_, [&](int row, int column, float v0, float v1) { store(y, n, row, column, v0, v1); });
     } else {
-      if (is_centred()) centre(0);
+      centre();
       for_each_pair<T>(tile_.acc, [&](int row, int column, int d0, int d1) {
-        const float2 scale = *reinterpret_cast<const float2*>(grids_.scale + clamped(first_column() + column));
+        const float2 scale = *reinterpret_cast<const float2*>(grids_.scale + first_column() + column);
         store(y, n, row, column, scaled(0.0f, d0, scale.x), scaled(0.0f, d1, scale.y));
       });
     }
   }
 
  private:
+  static constexpr bool kGrouped = kGroup != kWholeRow;
+  // Sums of groups of nibbles stay under 2^22, and in the last bits of 1.5 * 2^23 an integer is that float plus itself: where
+  // sums begin there, a subtraction makes floats of them, at four times the rate of a conversion.
+  static constexpr bool kSeeded = kGrouped && Codes::kSmallSums;
+  static constexpr int kSeed = kSeeded ? 0x4B400000 : 0;
+
+  // Where there are registers to keep them through the products.
+  static constexpr bool kOffsetsAhead = kGroup > 0;
+
   static DEVICE float scaled(float total, int sum, float scale) {
-    return __fadd_rn(total, __fmul_rn(__int2float_rn(sum), scale));
+    const float exact = kSeeded ? __fadd_rn(__int_as_float(sum), -12582912.0f) : __int2float_rn(sum);
+    return __fadd_rn(total, __fmul_rn(exact, scale));
   }
 
   static DEVICE int first_row() { return static_cast<int>(blockIdx.x) * T::kM; }
   static DEVICE int first_column() { return static_cast<int>(blockIdx.y) * T::kN; }
-  DEVICE bool is_centred() const { return grids_.zero != nullptr || grids_.x_zero != nullptr; }
-  // The column of a pair that may be loaded: what is past the last one is never stored.
-  DEVICE int clamped(int column) const { return column < columns_ ? column : columns_ - 2; }
-  DEVICE int pair_column(int j) const {
-    return clamped(first_column() + T::warp_column() + 8 * j + static_cast<int>(threadIdx.x) % 4 * 2);
-  }
 
   DEVICE void store(float* y, int n, int row, int column, float v0, float v1) const {
     row += first_row();
@@ -80,11 +90,24 @@ class ScaledCodes {
     store_pair(y, rows_, n, row, first_column() + column, __fmul_rn(v0, scale), __fmul_rn(v1, scale));
   }
 
-  // The scales of a group, a pair of columns for each tile; loaded a group ahead of their use.
-  DEVICE void load_scales(int group) {
-    const float* from = grids_.scale + static_cast<int64_t>(group) * columns_;
+  // Asks for what the group that begins needs at its end.
+  DEVICE void begin_group() {
+    load(scale_, grids_.scale);
+    if constexpr (kOffsetsAhead) {
+      if (grids_.zero != nullptr) load(zero_, grids_.zero);
+      if (grids_.x_zero != nullptr) load(sums_, grids_.sums);
+    }
+  }
+
+  // The group's pair of columns for each tile; behind the last group, the last one's.
+  template <class Pair, class Number>
+  DEVICE void load(Pair (&pairs)[T::kNTiles], const Number* grid) const {
+    static_assert(kGridColumns % T::kN == 0, "all columns of a block are there");
+    const int row = group_ < grids_.groups ? group_ : grids_.groups - 1;
+    const Number* from = grid + static_cast<int64_t>(row) * columns_ + first_column() + T::warp_column() +
+                         static_cast<int>(threadIdx.x) % 4 * 2;
 #pragma unroll
-    for (int j = 0; j < T::kNTiles; ++j) scale_[j] = *reinterpret_cast<const float2*>(from + pair_column(j));
+    for (int j = 0; j < T::kNTiles; ++j) pairs[j] = *reinterpret_cast<const Pair*>(from + 8 * j);
   }
 
   DEVICE void clear_row_sums() {
@@ -100,54 +123,74 @@ class ScaledCodes {
   }
 
   // From sums of codes to sums of what the codes stand for.
-  DEVICE void centre(int group) {
-#pragma unroll
-    for (int j = 0; j < T::kNTiles; ++j) {
-      const int64_t at = static_cast<int64_t>(group) * columns_ + pair_column(j);
-      int2 zero = {0, 0}, sums = {0, 0};
-      if (grids_.zero != nullptr) zero = *reinterpret_cast<const int2*>(grids_.zero + at);
-      if (grids_.x_zero != nullptr) sums = *reinterpret_cast<const int2*>(grids_.sums + at);
+  DEVICE void centre() {
+    if (grids_.zero != nullptr) {
+      if constexpr (!kOffsetsAhead) load(zero_, grids_.zero);
+      subtract(zero_, [&](int i, int half) { return row_sums_[i][2 * half]; });
+      clear_row_sums();
+    }
+    if (grids_.x_zero != nullptr) {
+      if constexpr (!kOffsetsAhead) load(sums_, grids_.sums);
+      int x_zero[T::kMTiles][2];
 #pragma unroll
       for (int i = 0; i < T::kMTiles; ++i) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int row = first_row() + T::warp_row() + 16 * i + half * 8 + static_cast<int>(threadIdx.x) % 32 / 4;
-          const int x_zero = grids_.x_zero != nullptr && row < rows_ ? grids_.x_zero[row] : 0;
-          const int row_sum = row_sums_[i][2 * half];
-          subtract(tile_.acc[i][j][2 * half], zero.x, row_sum, x_zero, sums.x);
-          subtract(tile_.acc[i][j][2 * half + 1], zero.y, row_sum, x_zero, sums.y);
+          x_zero[i][half] = grids_.x_zero[row < rows_ ? row : rows_ - 1];
         }
       }
+      subtract(sums_, [&](int i, int half) { return x_zero[i][half]; });
     }
-    clear_row_sums();
   }
 
-  // Modulo 2^32: what comes out fits, what is on the way may not.
-  static DEVICE void subtract(int& acc, int zero, int row_sum, int x_zero, int sums) {
-    acc = static_cast<int>(static_cast<uint32_t>(acc) - static_cast<uint32_t>(zero) * static_cast<uint32_t>(row_sum) -
-                           static_cast<uint32_t>(x_zero) * static_cast<uint32_t>(sums));
-  }
-
-  DEVICE void add_group() {
+  // acc -= of_column of_row, modulo 2^32: what comes out fits, what is on the way may not.
+  template <class OfRow>
+  DEVICE void subtract(const int2 (&of_column)[T::kNTiles], OfRow of_row) {
+    const auto less = [](int acc, int a, int b) {
+      return static_cast<int>(static_cast<uint32_t>(acc) - static_cast<uint32_t>(a) * static_cast<uint32_t>(b));
+    };
 #pragma unroll
     for (int j = 0; j < T::kNTiles; ++j) {
 #pragma unroll
       for (int i = 0; i < T::kMTiles; ++i) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          total_[i][j][e] = scaled(total_[i][j][e], tile_.acc[i][j][e], e % 2 == 0 ? scale_[j].x : scale_[j].y);
-          tile_.acc[i][j][e] = 0;
+        for (int half = 0; half < 2; ++half) {
+          int(&acc)[4] = tile_.acc[i][j];
+          acc[2 * half] = less(acc[2 * half], of_column[j].x, of_row(i, half));
+          acc[2 * half + 1] = less(acc[2 * half + 1], of_column[j].y, of_row(i, half));
         }
       }
     }
   }
 
+  DEVICE void end_group() {
+    // Where groups are shorter than a slab, zeros lie behind the last one.
+    if (kGroup == kSteps * Codes::kParts || group_ < grids_.groups) {
+      centre();
+#pragma unroll
+      for (int j = 0; j < T::kNTiles; ++j) {
+#pragma unroll
+        for (int i = 0; i < T::kMTiles; ++i) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            total_[i][j][e] = scaled(total_[i][j][e], tile_.acc[i][j][e], e % 2 == 0 ? scale_[j].x : scale_[j].y);
+          }
+        }
+      }
+      ++group_;
+      begin_group();
+    }
+    fill(tile_.acc, kSeed);
+  }
+
   IntegerTile<T, Codes> tile_;
   float total_[kGrouped ? T::kMTiles : 1][kGrouped ? T::kNTiles : 1][4];
   float2 scale_[T::kNTiles];
+  int2 zero_[T::kNTiles], sums_[T::kNTiles];
   int row_sums_[T::kMTiles][4];
   Grids grids_;
-  int columns_, rows_;
+  int columns_, rows_, group_;
 };
 
 }  // namespace pyquant

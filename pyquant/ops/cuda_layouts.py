@@ -14,8 +14,10 @@ from pyquant.ops.pack import unpack
 CHUNK = 16
 # Of a block of the gemm_w4a16 kernels: columns, and input channels a pipeline stage.
 W4A16_COLUMNS, W4A16_DEPTH = 128, 64
-# Columns of a group's scales and zero points are loaded in pairs of a tile of 8.
-COLUMNS = 8
+# Columns of a block, for which a group's scales and zero points are loaded whether they are there or not.
+COLUMNS = 128
+# Sums of groups of nibbles become floats in a way that is exact up to this.
+SMALL_SUM = 1 << 22
 
 
 def aligned_rows(codes: Tensor) -> Tensor:
@@ -61,9 +63,9 @@ class CudaWeights:
 
     Attributes:
         codes: ``[N, bytes]`` uint8, whole 16-byte chunks; each kernel's layout is its packing function's.
-        scale: ``[G, ceil8(N)]`` float32.
-        zero: ``[G, ceil8(N)]`` int32, or None if all are 0.
-        sums: ``[G, ceil8(N)]`` int32, ``sum_k (w - zero)`` of each group, for activations with a zero point;
+        scale: ``[G, ceil128(N)]`` float32.
+        zero: ``[G, ceil128(N)]`` int32, or None if all are 0.
+        sums: ``[G, ceil128(N)]`` int32, ``sum_k (w - zero)`` of each group, for activations with a zero point;
             None where activations are floats.
     """
 
@@ -89,12 +91,21 @@ def weights_w4a4(
         length: ``K``.
 
     Raises:
-        ShapeError: a group's sums could leave int32.
+        ShapeError: a row's sums could leave int32, or a group's 2^22.
     """
     codes, zero = _centred(packed, zero_point, length, group_size, signed, bits)
     filled = _filled(codes, zero, 2 * CHUNK)
     nibbles = (filled & 15).to(torch.uint8)
-    return _weights(nibbles[:, 0::2] | nibbles[:, 1::2] << 4, codes, scale, zero, group_size, 15, 1)
+    return _weights(
+        nibbles[:, 0::2] | nibbles[:, 1::2] << 4,
+        codes,
+        scale,
+        zero,
+        group_size,
+        15,
+        1,
+        SMALL_SUM if group_size else INT32_MAX,
+    )
 
 
 def weights_w4a8(
@@ -125,7 +136,7 @@ def weights_w4a8(
     codes, zero = _centred(packed, zero_point, length, group_size, signed, bits)
     nibbles = (_filled(codes, zero, 32) & 15).to(torch.uint8).reshape(codes.shape[0], -1, 2, 16)
     halves = (nibbles[:, :, 0] | nibbles[:, :, 1] << 4).reshape(codes.shape[0], -1)
-    return _weights(halves, codes, scale, zero, group_size, 255, 16)
+    return _weights(halves, codes, scale, zero, group_size, 255, 16, INT32_MAX)
 
 
 def weights_w4a16(
@@ -182,13 +193,20 @@ def _filled(codes: Tensor, zero: Tensor, multiple: int) -> Tensor:
 
 
 def _weights(
-    laid: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, group_size: int | None, most_x: int, times: int
+    laid: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    group_size: int | None,
+    most_x: int,
+    times: int,
+    limit: int,
 ) -> CudaWeights:
     centred = codes.reshape(codes.shape[0], zero.shape[1], -1).to(torch.int64) - zero[:, :, None]
     most = int(centred.abs().sum(2).max()) * most_x * times
-    if most > INT32_MAX:
+    if most > limit:
         raise ShapeError(
-            f"sums over {group_size or codes.shape[1]} codes can reach {most}, which int32 does not hold; "
+            f"sums over {group_size or codes.shape[1]} codes can reach {most}, and the kernel holds {limit}; "
             "use groups, or another backend."
         )
     return CudaWeights(
@@ -200,5 +218,5 @@ def _weights(
 
 
 def _by_group(grid: Tensor) -> Tensor:
-    """``[N, G]`` to ``[G, ceil8(N)]``."""
+    """``[N, G]`` to ``[G, ceil128(N)]``."""
     return torch.nn.functional.pad(grid.T, (0, -grid.shape[0] % COLUMNS)).contiguous()

@@ -173,7 +173,6 @@ def _cuda(
             "n": packed.shape[0],
             "row_bytes": 4 * rows.shape[1],
             "groups": weights.scale.shape[0],
-            "group_size": options[0] or length,
         },
     )
     return y

@@ -31,11 +31,13 @@ def run(executor: Executor, kernel, case, k, group_size, signed, bits, seed=0):
     row_bytes = x.shape[1] * x.element_size()
     y = aligned(torch.full((m, n), torch.nan))
     grids = [aligned(w.scale), None if w.zero is None else aligned(w.zero), aligned(w.sums)]
-    sizes = [row_bytes] if kernel.op == "gemm_w4a4" else [row_bytes, w.codes.shape[1]]
-    arguments = [
-        x, aligned(w.codes), *grids, case["x_scale"], case.get("x_zero"), y, m, n, *sizes, w.scale.shape[0],
-        group_size or k,
-    ]  # fmt: skip
+    groups = w.scale.shape[0]
+    sizes = (
+        [row_bytes, groups]
+        if kernel.op == "gemm_w4a4"
+        else [row_bytes, w.codes.shape[1], groups, group_size or k]
+    )
+    arguments = [x, aligned(w.codes), *grids, case["x_scale"], case.get("x_zero"), y, m, n, *sizes]
     executor.launch(kernel.entry, kernel.grid(m, n), arguments, seed)
     return y
 
@@ -109,9 +111,13 @@ def test_weights_that_a_kernel_cannot_take_are_refused():
     packed = pack(torch.full((1, 70000), -8), 4)
     one = torch.ones(1, 1)
     with pytest.raises(
-        ShapeError, match="sums over 70000 codes can reach 2284800000, which int32 does not hold"
+        ShapeError, match="sums over 70000 codes can reach 2284800000, and the kernel holds 2147483647"
     ):
         weights_w4a8(packed, one, None, 70000, None, True)
     assert weights_w4a4(packed, one, None, 70000, None, True).zero is None
+    with pytest.raises(
+        ShapeError, match="sums over 64 codes can reach 9592320, and the kernel holds 4194304"
+    ):
+        weights_w4a4(packed[:, :8], one, torch.full((1, 1), 9984), 64, 64, True)
     with pytest.raises(GridError, match="under 2\\^-122"):
         weights_w4a8(pack(torch.ones(1, 32, dtype=torch.int32), 4), one * 2.0**-123, None, 32, None, True)

@@ -24,6 +24,11 @@ struct alignas(16) uint4 {
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __int2float_rn(int v) { return static_cast<float>(v); }
+inline float __int_as_float(int bits) {
+  float v;
+  std::memcpy(&v, &bits, 4);
+  return v;
+}
 inline uint32_t __float_as_uint(float v) {
   uint32_t bits;
   std::memcpy(&bits, &v, 4);
