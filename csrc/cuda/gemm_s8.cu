@@ -22,7 +22,7 @@ struct GemmS8 {
   // float(acc + correction) * multiplier + bias of the pair at (row, column), column counted in y.
   template <class Visit>
   DEVICE void for_each_affine(const float* multiplier, const float* bias, const int* correction, int n, Visit visit) {
-    const int first = static_cast<int>(blockIdx.y) * T::kN;
+    const int first = T::first_column();
     for_each_pair<T>(tile.acc, [&](int row, int column, int d0, int d1) {
       const int left = first + column < n ? first + column : n - 1;
       const int right = left + 1 < n ? left + 1 : n - 1;
@@ -56,9 +56,9 @@ DEVICE void store_codes(SharedAddress results, uint8_t* y, int m, int n) {
   constexpr int kAcross = T::kN / kBytes, kRowsAtOnce = T::kThreads / kAcross;
   static_assert(T::kThreads % kAcross == 0 && T::kM % kRowsAtOnce == 0, "every thread has its column");
   const int column = static_cast<int>(threadIdx.x) % kAcross * kBytes;
-  const int y_column = static_cast<int>(blockIdx.y) * T::kN + column;
+  const int y_column = T::first_column() + column;
   if (y_column >= n) return;
-  const int first = static_cast<int>(threadIdx.x) / kAcross, first_row = static_cast<int>(blockIdx.x) * T::kM;
+  const int first = static_cast<int>(threadIdx.x) / kAcross, first_row = T::first_row();
   for (int row = first; row < T::kM && first_row + row < m; row += kRowsAtOnce) {
     const SharedAddress from = results + row * kResultStride<T> + column;
     uint8_t* to = y + static_cast<int64_t>(first_row + row) * n + y_column;
@@ -78,6 +78,7 @@ template <class T>
 DEVICE void gemm_s8_codes(const uint8_t* x, const int8_t* w, const float* multiplier, const float* bias,
                           const int* correction, uint8_t* y, int m, int n, int k, int y_zero, int low, int high) {
   static_assert(T::kM * kResultStride<T> <= T::kStages * IntegerTile<T, Bytes<false>>::kStageBytes, "the results fit");
+  if (T::first_column() >= n) return;
   GemmS8<T> gemm;
   gemm.run(x, w, m, n, k);
   cp_async_wait<0>();
@@ -101,17 +102,17 @@ DEVICE void gemm_s8_codes(const uint8_t* x, const int8_t* w, const float* multip
 template <class T>
 DEVICE void gemm_s8_floats(const uint8_t* x, const int8_t* w, const float* multiplier, const float* bias,
                            const int* correction, float* y, int m, int n, int k) {
+  if (T::first_column() >= n) return;
   GemmS8<T> gemm;
   gemm.run(x, w, m, n, k);
   gemm.for_each_affine(multiplier, bias, correction, n, [&](int row, int column, float v0, float v1) {
-    store_pair(y, m, n, static_cast<int>(blockIdx.x) * T::kM + row, static_cast<int>(blockIdx.y) * T::kN + column, v0,
-               v1);
+    store_pair(y, m, n, T::first_row() + row, T::first_column() + column, v0, v1);
   });
 }
 
 }  // namespace pyquant
 
-// The entries. Block (i, j) of the grid owns rows i kM.. and columns j kN.. of y.
+// The entries. The grid: see pyquant::Tile.
 //   x: [m, k] uint8, row-major        w: [n, k] int8, row-major       k: a multiple of 16, both aligned to 16 bytes
 //   multiplier, bias: [n] float32     correction: [n] int32           y: [m, n] uint8 or float32, aligned to 16 bytes
 #define PYQUANT_GEMM_S8(tile, ...)                                                                                    \

@@ -21,6 +21,12 @@ struct Tile {
   // The first row and column of this warp, counted from the block's.
   static DEVICE int warp_row() { return static_cast<int>(threadIdx.x) / 32 % kWarpsM * (16 * kMTiles); }
   static DEVICE int warp_column() { return static_cast<int>(threadIdx.x) / 32 / kWarpsM * (8 * kNTiles); }
+
+  // The block's first row and column of the result. Blocks start in the order x, y, z of the grid, and those that run at one
+  // time should read the same rows of x and of w, which then come from the L2 cache: so x counts the tiles of a band of
+  // some columns, y all tiles of rows, and z the bands.
+  static DEVICE int first_row() { return static_cast<int>(blockIdx.y) * kM; }
+  static DEVICE int first_column() { return static_cast<int>(blockIdx.z * gridDim.x + blockIdx.x) * kN; }
 };
 
 // Where the 16-byte chunk `chunk` of row `row` lies in a slab in shared memory, of kBytes a row (32, 64 or 128).

@@ -8,7 +8,7 @@
 // A100, and less than half as long where float32 is twice as fast and int4 half (RTX 3090, A40).
 #include "scaled_codes.cuh"
 
-// The entries. Block (i, j) of the grid owns rows i kM.. and columns j kN.. of y.
+// The entries. The grid of blocks: see pyquant::Tile.
 //   x: [m, row_bytes] bytes, two codes each, low nibble first; row_bytes a multiple of 16, so that zeros fill up the rows
 //   w: [n, row_bytes] bytes of signed codes; past the last code, zero points, which add nothing
 //   the grids: see pyquant::Grids; a group has 32, 64 or 128 codes, as the name says, or is the row

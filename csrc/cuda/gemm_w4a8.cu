@@ -5,7 +5,7 @@
 // bound by the products, and with groups by the three instructions a result that each group's scale costs.
 #include "scaled_codes.cuh"
 
-// The entries. Block (i, j) of the grid owns rows i kM.. and columns j kN.. of y.
+// The entries. The grid of blocks: see pyquant::Tile.
 //   x: [m, row_bytes] bytes, uint8 or int8; row_bytes a multiple of 16, so that zeros fill up the rows
 //   w: [n, w_row_bytes] bytes, 32 codes to each 16 as NibblesOfW wants them; past the last code, zero points
 //   the grids: see pyquant::Grids, with weights of 16 times the code; group_size: 32, 64 or 128; ignored if one a row

@@ -118,8 +118,8 @@ struct IntegerTile {
   DEVICE void run(const void* x, const void* w, int m, int n, int row_bytes, int w_row_bytes, Done done) {
     X x_copy;
     W w_copy;
-    x_copy.open(x, m, row_bytes, static_cast<int>(blockIdx.x) * T::kM, 0, row_bytes);
-    w_copy.open(w, n, w_row_bytes, static_cast<int>(blockIdx.y) * T::kN, 0, w_row_bytes);
+    x_copy.open(x, m, row_bytes, T::first_row(), 0, row_bytes);
+    w_copy.open(w, n, w_row_bytes, T::first_column(), 0, w_row_bytes);
     LaneRows<kSlab> a_rows;
     a_rows.begin_a(T::warp_row());
     Codes codes;

@@ -32,6 +32,7 @@ class ScaledCodes {
   // Writes the block's part of y, [m, n] float32. `parts`: of a group, if it is said at launch.
   DEVICE void run(const void* x, const void* w, const Grids& grids, float* y, int m, int n, int row_bytes,
                   int w_row_bytes, int parts) {
+    if (T::first_column() >= n) return;
     grids_ = grids;
     columns_ = (n + kGridColumns - 1) / kGridColumns * kGridColumns;
     rows_ = m;
@@ -59,7 +60,7 @@ class ScaledCodes {
     } else {
       centre();
       for_each_pair<T>(tile_.acc, [&](int row, int column, int d0, int d1) {
-        const float2 scale = *reinterpret_cast<const float2*>(grids_.scale + first_column() + column);
+        const float2 scale = *reinterpret_cast<const float2*>(grids_.scale + T::first_column() + column);
         store(y, n, row, column, scaled(0.0f, d0, scale.x), scaled(0.0f, d1, scale.y));
       });
     }
@@ -80,14 +81,11 @@ class ScaledCodes {
     return __fadd_rn(total, __fmul_rn(exact, scale));
   }
 
-  static DEVICE int first_row() { return static_cast<int>(blockIdx.x) * T::kM; }
-  static DEVICE int first_column() { return static_cast<int>(blockIdx.y) * T::kN; }
-
   DEVICE void store(float* y, int n, int row, int column, float v0, float v1) const {
-    row += first_row();
+    row += T::first_row();
     if (row >= rows_) return;
     const float scale = grids_.x_scale[row];
-    store_pair(y, rows_, n, row, first_column() + column, __fmul_rn(v0, scale), __fmul_rn(v1, scale));
+    store_pair(y, rows_, n, row, T::first_column() + column, __fmul_rn(v0, scale), __fmul_rn(v1, scale));
   }
 
   // Asks for what the group that begins needs at its end.
@@ -104,7 +102,7 @@ class ScaledCodes {
   DEVICE void load(Pair (&pairs)[T::kNTiles], const Number* grid) const {
     static_assert(kGridColumns % T::kN == 0, "all columns of a block are there");
     const int row = group_ < grids_.groups ? group_ : grids_.groups - 1;
-    const Number* from = grid + static_cast<int64_t>(row) * columns_ + first_column() + T::warp_column() +
+    const Number* from = grid + static_cast<int64_t>(row) * columns_ + T::first_column() + T::warp_column() +
                          static_cast<int>(threadIdx.x) % 4 * 2;
 #pragma unroll
     for (int j = 0; j < T::kNTiles; ++j) pairs[j] = *reinterpret_cast<const Pair*>(from + 8 * j);
@@ -136,7 +134,7 @@ class ScaledCodes {
       for (int i = 0; i < T::kMTiles; ++i) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const int row = first_row() + T::warp_row() + 16 * i + half * 8 + static_cast<int>(threadIdx.x) % 32 / 4;
+          const int row = T::first_row() + T::warp_row() + 16 * i + half * 8 + static_cast<int>(threadIdx.x) % 32 / 4;
           x_zero[i][half] = grids_.x_zero[row < rows_ ? row : rows_ - 1];
         }
       }

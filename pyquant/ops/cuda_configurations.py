@@ -7,6 +7,8 @@ from dataclasses import dataclass
 # Those with int4 tensor cores.
 INT4 = ("sm_80", "sm_86", "sm_89")
 ALL = (*INT4, "sm_90", "sm_100", "sm_120")
+# Column tiles of a band, at most: blocks that run at one time are some 200, and read least where they form a square.
+BAND = 8
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,16 @@ class CudaKernel:
     group_sizes: tuple[int | None, ...] = (None,)
 
     def grid(self, m: int, n: int) -> tuple[int, int, int]:
-        """Blocks for a result of ``[m, n]``: x counts row tiles, y column tiles."""
-        return -(-m // self.tile[0]), -(-n // self.tile[1]), 1
+        """Blocks for a result of ``[m, n]``.
+
+        x counts the column tiles of a band, y all row tiles, z the bands, which are as even as can be: so blocks that run at one
+        time share what they read. Those of a split K have x for row tiles, y for column tiles, and z for the splits.
+        """
+        rows, columns = -(-m // self.tile[0]), -(-n // self.tile[1])
+        if self.op.startswith("gemm_w4a16"):
+            return rows, columns, 1
+        bands = -(-columns // BAND)
+        return -(-columns // bands), rows, bands
 
 
 # Rows, columns, threads, stages of the tiles of gemm_s8; csrc/cuda/gemm_s8.cu says the same to its templates.

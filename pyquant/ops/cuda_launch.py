@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ def fit(
     smallest = min(k.tile[0] for k in fitting)
     fitting = [k for k in fitting if k.tile[0] < 2 * m or k.tile[0] == smallest]
     grids = {k.entry: k.grid(m, n) for k in fitting}
-    filling = [k for k in fitting if grids[k.entry][0] * grids[k.entry][1] >= processors(device)]
+    filling = [k for k in fitting if prod(grids[k.entry]) >= processors(device)]
     kernel = filling[0] if filling else fitting[-1]
     return Launch(kernel, target, grids[kernel.entry])
 

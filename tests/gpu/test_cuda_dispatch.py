@@ -242,5 +242,5 @@ def test_a_launch_reaches_the_driver(tmp_path, monkeypatch: pytest.MonkeyPatch) 
     launch(torch.device("cuda", 0), {**dict.fromkeys("abcdef", x), **dict.fromkeys("ghijkl", 5)})
     (line,) = fake.named("cuLaunchKernel")
     assert (line["entry"], line["stream"], line["shared"]) == (kernel.entry, 0x77, kernel.shared_bytes)
-    assert (line["grid"], line["block"]) == ([2, 3, 1], [kernel.block, 1, 1])
+    assert (line["grid"], line["block"]) == ([3, 2, 1], [kernel.block, 1, 1])
     assert [len(bytes.fromhex(argument)) for argument in line["arguments"]] == [*sizes]

@@ -95,3 +95,25 @@ def test_shared_memory_is_read_without_bank_conflicts(executor):
         run_codes(executor, kernel, *drawn(kernel.tile[0], kernel.tile[1], 128), 0, 0, 0, 255)
     assert executor.worst_conflict == 1
     executor.worst_conflict = before
+
+
+@pytest.mark.parametrize("kernel", CODES + FLOATS, ids=lambda k: k.entry)
+def test_bands_of_columns(executor, kernel):
+    """Two bands, the second with a place that no columns are left for; two rows of tiles."""
+    m, n = kernel.tile[0] + 1, 10 * kernel.tile[1] + 4
+    x, weight, multiplier, bias = drawn(m, n, 16)
+    assert kernel.grid(m, n) == (6, 2, 2)
+    if kernel in CODES:
+        got = run_codes(executor, kernel, x, weight, multiplier, bias, 7, 3, 1, 250)
+        want = gemm_s8(x, weight, multiplier, bias, x_zero=7, y_zero=3, low=1, high=250, backend="reference")
+        assert torch.equal(got, want)
+    else:
+        got = run_floats(executor, kernel, x, weight, multiplier, bias, 7)
+        want = gemm_s8_float(x, weight, multiplier, bias, x_zero=7, backend="reference")
+        assert torch.equal(got.view(torch.int32), want.view(torch.int32))
+
+
+@pytest.mark.parametrize("columns", range(1, 40))
+def test_bands_hold_every_tile_and_few_places_more(columns):
+    wide, rows, bands = CODES[0].grid(3 * CODES[0].tile[0], columns * CODES[0].tile[1])
+    assert rows == 3 and wide <= 8 and columns <= wide * bands < columns + bands

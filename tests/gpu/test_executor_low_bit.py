@@ -77,6 +77,16 @@ def test_every_class_of_shape(executor, kernel, group_size, at):
 
 
 @pytest.mark.parametrize(("kernel", "group_size"), LOW_BIT, ids=lambda v: getattr(v, "entry", str(v)))
+def test_bands_of_columns(executor, kernel, group_size):
+    """Two bands, the second with a place that no columns are left for; two rows of tiles."""
+    m, n, k = kernel.tile[0] + 1, 10 * kernel.tile[1] + 1, group_size or 32
+    assert kernel.grid(m, n) == (6, 2, 2)
+    case = drawn(kernel, (m, n, k), group_size, True, 4, "each", True, seed=1)
+    got = run(executor, kernel, case, k, group_size, True, 4)
+    assert same_bytes(got, wanted(kernel, case, k, group_size, True, 4))
+
+
+@pytest.mark.parametrize(("kernel", "group_size"), LOW_BIT, ids=lambda v: getattr(v, "entry", str(v)))
 def test_extremes(executor, kernel, group_size):
     """The ends of every grid against each other, where sums are as large as they get."""
     k = 2 * (group_size or 96)
