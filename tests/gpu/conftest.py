@@ -1,12 +1,28 @@
-"""The CUDA kernels, built for a CPU once for all tests."""
+"""The CUDA kernels, built for a CPU once for all tests; and what the emulator's tests have to tell besides their being green."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 
 from tests.gpu.executor import COMPILER, SANITIZE, Executor
+
+TOLD = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Has a line printed at the end of the run: coverage, mutants caught."""
+    return request.config.stash.setdefault(TOLD, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    told = config.stash.get(TOLD, [])
+    if told:
+        terminalreporter.section("compiled GPU kernels on the emulator")
+        terminalreporter.write_line("\n".join(told))
 
 
 @pytest.fixture(scope="session")

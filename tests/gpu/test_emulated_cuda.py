@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from pyquant.ops.cuda_configurations import KERNELS, CudaKernel
 from tests.gpu import test_executor_gemm_s8 as gemm_s8
@@ -31,12 +32,31 @@ TAILS = [8 * eight + more for eight in range(16) for more in (2, 3)]
 WORDS = [4, 12, 60, 68, 124, 132]
 
 
+def tails(kernel: CudaKernel) -> list[tuple[int, int]]:
+    """M and N: every such width, and every eight rows of a block's tile the last, with an even and an odd width."""
+    rows, columns, _ = kernel.tile
+    heights = [8 * eight + 5 for eight in range(rows // 8)]
+    return [(rows - 3, n) for n in TAILS] + [(m, columns - odd) for m in heights for odd in (0, 1)]
+
+
 def low_bit_tails(gpu: EmulatedGpu, kernel: CudaKernel, size: int | None) -> None:
     k = size or 96
-    for n in TAILS:
-        case = low_bit.drawn(kernel, (5, n, k), size, True, 4, "each", True, seed=n)
+    for m, n in tails(kernel):
+        case = low_bit.drawn(kernel, (m, n, k), size, True, 4, "each", True, seed=n)
         got = low_bit.run(gpu, kernel, case, k, size, True, 4)
-        assert low_bit.same_bytes(got, low_bit.wanted(kernel, case, k, size, True, 4))
+        assert low_bit.same_bytes(got, low_bit.wanted(kernel, case, k, size, True, 4)), (m, n)
+
+
+def w4a16_tails(gpu: EmulatedGpu, kernel: CudaKernel, splits: int) -> None:
+    """Sums of one split go to y, those of more to the partial sums. K ends in every chunk of a slab, slabs after slabs."""
+    ends = [(5, 9, 64 * (chunk % 5) + 8 * chunk + 8) for chunk in range(8)]
+    for m, n, k in [*((m, n, 72) for m, n in tails(kernel)), *ends]:
+        case = w4a16.weights(n, k, None, False, 4, "each", seed=n)
+        x = torch.randn(m, k, generator=torch.Generator().manual_seed(n)).to(
+            w4a16.HALF[w4a16.dtype_of(kernel)]
+        )
+        got = w4a16.run(gpu, kernel, x, case, None, False, 4, splits)
+        assert w4a16.within_the_bound(got, *w4a16.exact(x, case, None, False, 4), k, 1, splits), (m, n, k)
 
 
 def bodies(kernel: CudaKernel) -> Bodies:
@@ -63,6 +83,8 @@ def bodies(kernel: CudaKernel) -> Bodies:
     if kernel in w4a16.MULTIPLY:
         for at in range(len(w4a16.CASES)):
             found[f"case-{at}"] = lambda gpu, at=at: w4a16.test_every_class_of_shape(gpu, kernel, at)
+        for splits in (1, 2):
+            found[f"tails-{splits}"] = lambda gpu, splits=splits: w4a16_tails(gpu, kernel, splits)
         found["every-code"] = lambda gpu: w4a16.test_every_code_comes_out_exact(gpu, kernel)
     return found
 
@@ -97,29 +119,32 @@ def test_ragged_shapes(gpu: EmulatedGpu, name: str) -> None:
     bodies(next(kernel for kernel in CHECKED if kernel.entry == entry))[body](gpu)
 
 
-def covered(gpu: EmulatedGpu, entry: str) -> str:
-    """The instructions of an entry that never ran, one a line."""
-    return "\n".join(f"line {missed.line}: {missed.text}" for missed in gpu.reports[entry].missed())
+def assert_covered(gpu: EmulatedGpu, entry: str, tell: Callable[[str], None]) -> None:
+    report = gpu.reports[entry]
+    tell(f"{entry}: {report.coverage:.1%} of {len(report.executed)} instructions ran")
+    missed = "\n".join(f"line {one.line}: {one.text}" for one in report.missed())
+    assert report.coverage > 0.9, missed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", CHECKED, ids=lambda kernel: kernel.entry)
-def test_all_shapes_in_any_order_reach_every_instruction(ptx: str, kernel: CudaKernel) -> None:
+def test_all_shapes_in_any_order_reach_every_instruction(
+    ptx: str, kernel: CudaKernel, tell: Callable[[str], None]
+) -> None:
     """Bytes, races and bounds on every shape, and no part of the program that none of them runs."""
     gpu = EmulatedGpu(ptx)
     for body in bodies(kernel).values():
         body(gpu)
-    assert gpu.reports[kernel.entry].coverage > 0.9, covered(gpu, kernel.entry)
+    assert_covered(gpu, kernel.entry, tell)
     found = gpu.reports[kernel.entry]
     assert found.worst_conflict <= 2, found.conflicts_of("")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
-def test_sums_of_splits_are_covered(ptx: str, dtype: str) -> None:
+def test_sums_of_splits_are_covered(ptx: str, dtype: str, tell: Callable[[str], None]) -> None:
     gpu = EmulatedGpu(ptx)
     kernel = next(k for k in w4a16.MULTIPLY if w4a16.dtype_of(k) == dtype)
     for at in range(len(w4a16.CASES)):
         w4a16.test_every_class_of_shape(gpu, kernel, at)
-    name = f"gemm_w4a16_sum_{dtype}"
-    assert gpu.reports[name].coverage > 0.9, covered(gpu, name)
+    assert_covered(gpu, f"gemm_w4a16_sum_{dtype}", tell)

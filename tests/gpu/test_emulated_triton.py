@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -84,10 +84,15 @@ def unreached(reports: dict[str, Report]) -> tuple[float, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_cases_reach_the_instructions(triton_on_emulator: EmulatedTriton, name: str) -> None:
+def test_cases_reach_the_instructions(
+    triton_on_emulator: EmulatedTriton, name: str, tell: Callable[[str], None]
+) -> None:
     for case in cases(name):
         run(triton_on_emulator, name, case)
     share, missed = unreached(triton_on_emulator.reports)
+    tell(
+        f"{name} (Triton): {share:.1%} of the instructions of {len(triton_on_emulator.reports)} programs ran"
+    )
     assert share > 0.9, missed
 
 

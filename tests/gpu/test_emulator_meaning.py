@@ -23,7 +23,9 @@ mul.lo.s32 %r7, %r0, 6;
 mul.hi.s32 %r8, %r0, 6;
 selp.b32 %r9, %r0, 24, %q0;
 @%q0 mov.u32 %r10, 7;
-shr.u32 %r11, %r0, 1;"""
+shr.u32 %r11, %r0, 1;
+or.b32 %r12, %r0, 96;
+and.b32 %r13, %r0, 0;"""
 TEXT = program(BODY, 1).replace(".param .u64 p0", ".param .u64 p0, .param .u32 size")
 
 
@@ -55,7 +57,9 @@ def test_text() -> None:
     ("register", "of_length", "multiple"),
     [
         ("%r1", 16, 1),
-        ("%r2", 16, 1),  # an AND is not looked into
+        ("%r2", 16, 4),
+        ("%r12", 48, 16),
+        ("%r13", 1, 0),
         ("%r4", 1, 16),
         ("%r5", 1, 1),
         ("%r5", 8, 8),

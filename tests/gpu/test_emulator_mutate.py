@@ -99,11 +99,21 @@ def test_mutants_are_judged() -> None:
     outcome = judge(TEXT, [*bounds, *guards, *shifts], [tries.trial])
     # What is halved is never negative: an idle fault.
     assert outcome == Outcome(4, [], shifts)
-    assert (outcome.rate, str(outcome)) == (1.0, "3 of 3 mutants caught, 1 more idle")
+    assert (outcome.rate, str(outcome)) == (
+        1.0,
+        "3 of 3 mutants caught, 0 more proven to change nothing, 1 idle",
+    )
     # One thread is far from the second bound. The guard that it never meets is seen all the same.
     outcome = judge(TEXT, [*bounds, *guards], [Tries(1).trial])
     assert outcome == Outcome(3, [bounds[1]], [])
-    assert str(outcome) == f"2 of 3 mutants caught, 0 more idle\n  {bounds[1]}"
+    assert str(outcome) == f"2 of 3 mutants caught, 0 more proven to change nothing, 0 idle\n  {bounds[1]}"
+
+
+def test_proofs_are_tried_too() -> None:
+    bounds = found("bound shifted")
+    outcome = judge(TEXT, bounds, [Tries(1).trial], lambda mutant: "so they say")
+    assert outcome == Outcome(2, [], [], [bounds[1]], [bounds[0]])
+    assert outcome.rate == 1
 
 
 def test_trials_that_cannot_see_a_fault_are_left_out() -> None:

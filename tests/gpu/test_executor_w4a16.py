@@ -14,7 +14,7 @@ from tests.ops.w4_cases import weights
 MULTIPLY = [k for k in KERNELS if k.op == "gemm_w4a16"]
 HALF = {"f16": torch.float16, "bf16": torch.bfloat16}
 # M, N, K, group size, splits: K of a chunk, under a slab, under the pipeline; a split that begins within a group; one without K;
-# more splits than the compiler sums in one turn of its loop.
+# more splits than the compiler sums in one turn of its loop; groups that end within a slab, with zero points.
 CASES = [
     (1, 1, 1, None, 1),
     (17, 63, 40, None, 2),
@@ -24,6 +24,7 @@ CASES = [
     (64, 33, 640, 128, 4),
     (65, 64, 1024, 128, 1),
     (3, 70, 576, 64, 6),
+    (9, 130, 224, 32, 1),
 ]
 
 

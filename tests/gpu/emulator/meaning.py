@@ -93,4 +93,10 @@ class Meaning:
             return self._multiple(sources[0], under_way) << int(sources[1])
         if op == "mul" and (".lo." in instruction.op or ".wide." in instruction.op):
             return math.prod(self._multiple(source, under_way) for source in sources)
+        if op in ("and", "or", "xor"):
+            # Powers of two: the bits below are 0.
+            one, other = (
+                given & -given for given in (self._multiple(source, under_way) for source in sources)
+            )
+            return math.lcm(one, other) if op == "and" else math.gcd(one, other)
         return 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -167,21 +167,26 @@ class Outcome:
         survivors: those that no trial saw.
         idle: lost signs of numbers that no trial makes negative, as a trap in their place showed: mostly parts of an index. They
             change nothing, and count neither as caught nor as missed.
+        proven: those that no trial saw and of which it is known why they change nothing; they do not count either.
+        disproved: those that a trial saw, whatever had been proven of them.
     """
 
     total: int
     survivors: list[Mutant]
     idle: list[Mutant]
+    proven: list[Mutant] = field(default_factory=list)
+    disproved: list[Mutant] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
         """Share of the mutants caught."""
-        judged = self.total - len(self.idle)
+        judged = self.total - len(self.idle) - len(self.proven)
         return (judged - len(self.survivors)) / judged
 
     def __str__(self) -> str:
-        judged = self.total - len(self.idle)
-        head = f"{judged - len(self.survivors)} of {judged} mutants caught, {len(self.idle)} more idle"
+        judged = self.total - len(self.idle) - len(self.proven)
+        caught = f"{judged - len(self.survivors)} of {judged} mutants caught"
+        head = f"{caught}, {len(self.proven)} more proven to change nothing, {len(self.idle)} idle"
         return "\n  ".join([head, *(str(mutant) for mutant in self.survivors)])
 
 
@@ -202,13 +207,30 @@ class Trial:
         return mutant.kind == "guard dropped" or self.report.lines.get(mutant.line, 0) > 0
 
 
-def judge(ptx: str, mutants: Iterable[Mutant], trials: Iterable[Trial]) -> Outcome:
-    """Try mutants on the trials that come to their lines, short ones first, until one fails."""
+def judge(
+    ptx: str,
+    mutants: Iterable[Mutant],
+    trials: Iterable[Trial],
+    why: Callable[[Mutant], str | None] = lambda mutant: None,
+) -> Outcome:
+    """Try mutants on the trials that come to their lines, short ones first, until one fails.
+
+    Args:
+        why: why a mutant changes nothing, or None where that is not known. What is said to change nothing is tried all the same.
+    """
     quick_first = sorted(trials, key=lambda trial: sum(trial.report.executed))
     mutants = list(mutants)
     alive = [mutant for mutant in mutants if _passes(mutant, ptx, quick_first)]
-    idle = [mutant for mutant in alive if _never_negative(mutant, ptx, quick_first)]
-    return Outcome(len(mutants), [mutant for mutant in alive if mutant not in idle], idle)
+    proven = [mutant for mutant in mutants if why(mutant) is not None]
+    left = [mutant for mutant in alive if mutant not in proven]
+    idle = [mutant for mutant in left if _never_negative(mutant, ptx, quick_first)]
+    return Outcome(
+        len(mutants),
+        [mutant for mutant in left if mutant not in idle],
+        idle,
+        [mutant for mutant in proven if mutant in alive],
+        [mutant for mutant in proven if mutant not in alive],
+    )
 
 
 def _passes(mutant: Mutant, ptx: str, trials: list[Trial]) -> bool:
