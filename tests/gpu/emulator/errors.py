@@ -4,4 +4,10 @@ from __future__ import annotations
 
 
 class EmulatorError(Exception):
-    """A fault of the program (an access out of bounds, a race, a divergent barrier) or a form the emulator does not know."""
+    """A fault of the program (an access out of bounds, a race, a divergent barrier) or a form the emulator does not know.
+
+    Attributes:
+        line: of the text, where the program ran into it.
+    """
+
+    line: int | None = None

@@ -142,4 +142,6 @@ def _run_block(kernel: Kernel, schedule: Schedule, state: Block, here: tuple[int
         if number is None:
             raise
         at = kernel.instructions[number]
-        raise EmulatorError(f"line {at.line}, block {here}: {error}: {at.text}") from None
+        placed = EmulatorError(f"line {at.line}, block {here}: {error}: {at.text}")
+        placed.line = at.line
+        raise placed from None

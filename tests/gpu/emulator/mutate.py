@@ -220,13 +220,12 @@ def judge(
     """
     quick_first = sorted(trials, key=lambda trial: sum(trial.report.executed))
     mutants = list(mutants)
-    alive = [mutant for mutant in mutants if _passes(mutant, ptx, quick_first)]
     proven = [mutant for mutant in mutants if why(mutant) is not None]
-    left = [mutant for mutant in alive if mutant not in proven]
-    idle = [mutant for mutant in left if _never_negative(mutant, ptx, quick_first)]
+    idle = _idle([mutant for mutant in mutants if mutant not in proven], ptx, quick_first)
+    alive = [mutant for mutant in mutants if mutant not in idle and _passes(mutant, ptx, quick_first)]
     return Outcome(
         len(mutants),
-        [mutant for mutant in left if mutant not in idle],
+        [mutant for mutant in alive if mutant not in proven],
         idle,
         [mutant for mutant in proven if mutant in alive],
         [mutant for mutant in proven if mutant not in alive],
@@ -244,10 +243,27 @@ def _passes(mutant: Mutant, ptx: str, trials: list[Trial]) -> bool:
     return True
 
 
-def _never_negative(mutant: Mutant, ptx: str, trials: list[Trial]) -> bool:
-    shift = re.fullmatch(r"shr\.(s\d+) [^,]+, ([^,]+), .*", mutant.before)
-    if shift is None or mutant.kind != "sign lost":
-        return False
-    kind, number = shift.groups()
-    trap = f"{{ .reg .pred negative; setp.lt.{kind} negative, {number}, 0; @negative trap; }} {mutant.before}"
-    return _passes(Mutant("trap", mutant.line, mutant.before, trap), ptx, trials)
+def _idle(mutants: list[Mutant], ptx: str, trials: list[Trial]) -> list[Mutant]:
+    """The lost signs of shifted numbers that are never negative: traps for all of them at once, less each that is sprung."""
+    set_traps = {}
+    for mutant in mutants:
+        shift = re.fullmatch(r"shr\.(s\d+) [^,]+, ([^,]+), .*", mutant.before)
+        if shift is not None and mutant.kind == "sign lost":
+            trap = "{{ .reg .pred negative; setp.lt.{} negative, {}, 0; @negative trap; }} {}".format(
+                *shift.groups(), mutant.before
+            )
+            set_traps[mutant.line] = Mutant("trap", mutant.line, mutant.before, trap)
+    while set_traps:
+        text = ptx
+        for trap in set_traps.values():
+            text = trap.apply(text)
+        try:
+            for trial in trials:
+                if any(trial.reaches(trap) for trap in set_traps.values()):
+                    trial.check(text)
+            break
+        except EmulatorError as error:
+            if error.line not in set_traps:
+                raise
+            del set_traps[error.line]
+    return [mutant for mutant in mutants if mutant.kind == "sign lost" and mutant.line in set_traps]
