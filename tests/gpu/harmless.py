@@ -135,8 +135,9 @@ class Proofs:
         writers = self.meaning.writers.get(operand, [])
         if len(writers) != 1 or writers[0].guard is not None:
             return None
-        if self.meaning.text(writers[0]) in ("setp.eq.b32 and(n, 1), 1", "setp.eq.s32 and(n, 1), 1"):
-            return False
+        asked = re.fullmatch(r"setp\.(eq|ne)\.[bsu]32 and\(n, 1\), ([01])", self.meaning.text(writers[0]))
+        if asked:
+            return (asked[1] == "eq") == (asked[2] == "0")
         if writers[0].op not in ("mov.pred", "not.pred", "xor.pred"):
             return None
         given = [self._for_an_even_n(source) for source in writers[0].operands[1:]]
