@@ -15,7 +15,7 @@ from tests.gpu.emulator.source import Instruction, read
 # The entries' arguments: csrc/cuda/OP.cu.
 PARAMETERS = {
     "gemm_s8": "x w multiplier bias correction y m n k",
-    "gemm_w4a4": "x w scale zero sums x_scale x_zero y m n row_bytes groups group_size",
+    "gemm_w4a4": "x w scale zero sums x_scale x_zero y m n row_bytes groups",
     "gemm_w4a8": "x w scale zero sums x_scale x_zero y m n row_bytes w_row_bytes groups group_size",
     "gemm_w4a16": "x w scale zero y partial m n k groups group_size",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from pyquant.ops.cuda_configurations import KERNELS
 from tests.gpu import test_executor_gemm_s8 as s8
 from tests.gpu import test_executor_low_bit as low_bit
 from tests.gpu import test_executor_w4a16 as w4a16
-from tests.gpu.executor import COMPILER
+from tests.gpu.executor import COMPILER, CSRC
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -71,8 +72,8 @@ def test_w4a16(executor, kernel):
         assert w4a16.within_the_bound(got, want, terms, k, case["scale"].shape[1], splits), (m, n, k, splits)
 
 
-def test_nothing_is_read_or_written_out_of_bounds():
-    """The fast tests again, in a process of their own with AddressSanitizer and UndefinedBehaviorSanitizer."""
+def under_sanitizers(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own with AddressSanitizer and UndefinedBehaviorSanitizer loaded first."""
     found = [
         subprocess.run(
             [str(COMPILER), f"-print-file-name={name}"], capture_output=True, text=True, check=True
@@ -88,9 +89,44 @@ def test_nothing_is_read_or_written_out_of_bounds():
         "ASAN_OPTIONS": "detect_leaks=0:handle_segv=0",
         "UBSAN_OPTIONS": "halt_on_error=1",
     }
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+def test_nothing_is_read_or_written_out_of_bounds():
+    """The fast tests again, sanitized."""
     tests = [f"tests/gpu/test_executor_{name}.py" for name in ("gemm_s8", "low_bit", "w4a16")]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", *tests],
-        cwd=ROOT, env=env, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = under_sanitizers("-m", "pytest", "-q", "-x", *tests)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+BEHIND_THE_END = """
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.gpu import test_executor_w4a16 as w4a16
+from tests.gpu.executor import SANITIZE, Executor
+
+kernel = w4a16.MULTIPLY[0]
+case = w4a16.weights(9, 64, None, True, 4, "none", seed=1)
+sources = Path(sys.argv[2])
+executor = Executor(Path(sys.argv[1]), "gemm_w4a16.cu", sources, SANITIZE)
+w4a16.run(executor, kernel, torch.ones(5, 64).half(), case, None, True, 4, 1)
+"""
+
+
+def test_a_store_behind_the_end_is_seen(tmp_path):
+    """The last of an odd number of columns has no neighbour: without the check the sanitizer ends the process."""
+    csrc = tmp_path / "csrc"
+    for part in ("cuda", "cpu"):
+        shutil.copytree(CSRC / part, csrc / part)
+    assert under_sanitizers("-c", BEHIND_THE_END, str(tmp_path), str(csrc)).returncode == 0
+    source, check = csrc / "cuda" / "gemm_w4a16.cu", "if (column + 1 < args_.n) to[1]"
+    text = source.read_text(encoding="utf-8")
+    assert text.count(check) == 1
+    source.write_text(text.replace(check, "to[1]"), encoding="utf-8")
+    done = under_sanitizers("-c", BEHIND_THE_END, str(tmp_path), str(csrc))
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr, done.stderr[-3000:]
