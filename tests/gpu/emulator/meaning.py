@@ -67,11 +67,12 @@ class Meaning:
         return f"{instruction.op} {', '.join(self.of(source, depth) for source in instruction.operands[1:])}"
 
     def multiple(self, operand: str) -> int:
-        """A number that every value of an operand is a multiple of; 0 if it is always 0.
+        """A power of two that every value of an operand is a multiple of, overflown or not; 0 if it is always 0.
 
         Whatever writes a register, and however often a loop does, it is a sum of multiples of what this finds at the leaves.
         """
-        return self._multiple(operand, frozenset())
+        found = self._multiple(operand, frozenset())
+        return found & -found
 
     def _multiple(self, operand: str, under_way: frozenset[str]) -> int:
         if operand in under_way:
@@ -94,7 +95,7 @@ class Meaning:
         if op == "mul" and (".lo." in instruction.op or ".wide." in instruction.op):
             return math.prod(self._multiple(source, under_way) for source in sources)
         if op in ("and", "or", "xor"):
-            # Powers of two: the bits below are 0.
+            # Below a power of two, bits are 0.
             one, other = (
                 given & -given for given in (self._multiple(source, under_way) for source in sources)
             )
