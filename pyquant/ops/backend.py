@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pyquant.errors import BackendError, DTypeError
 from pyquant.ops import cuda_driver
+from pyquant.ops.triton_guard import guarded
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 # What `auto` tries, best first, on each kind of device.
@@ -74,6 +75,8 @@ def register(op: str, backend: str, plan: Callable | None = None) -> Callable[[C
         _kernels[op, backend] = kernel
         if plan is not None:
             _plans[op, backend] = plan
+            if backend == "triton":
+                _kernels[op, backend] = guarded(op, kernel)
         return kernel
 
     return enter

@@ -126,6 +126,12 @@ def test_the_interpreter_serves_triton_on_the_cpu(kernels, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------- plans: what a GPU's kernels serve
+class Size(int):
+    """Stands for a tensor, of which a launch asks the device."""
+
+    device = torch.device("cpu")
+
+
 @pytest.fixture
 def planned(kernels, monkeypatch):
     """An op of a GPU: cuda serves up to 8 of sm_80, triton up to 64, the reference anything."""
@@ -158,7 +164,7 @@ def test_auto_moves_on_by_shape_and_by_architecture(planned):
 def test_the_choice_names_the_configuration_and_launches_with_it(planned):
     choice = backend.choose("double", "cuda:0", "triton", (9,))
     assert str(choice) == "double -> triton with 64-wide tile (pinned)"
-    choice.kernel(9)
+    choice.kernel(Size(9))
     assert planned == [("triton", "64-wide tile", 9)]
     backend.choose("double", "cuda:0", "cuda").kernel(3)
     assert planned[1:] == [("cuda", "8-wide tile", 3)]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -194,6 +196,38 @@ def test_bad_input_is_refused_before_a_capture(captures: list[int]) -> None:
     with pytest.raises(ShapeError, match="empty batch"):
         executor(*(x[:0] for x in inputs))
     assert captures == []
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried to"), r"^cpu has no memory left for a batch of 3; give smaller ones\.$"),
+        (RuntimeError("operation not permitted\nwhen capturing"), r"^cpu cannot capture this .*: operation not permitted\.$"),
+        (BackendError("cuda:0 has no memory left for gemm_s8."), r"^cuda:0 has no memory left for gemm_s8\.$"),
+    ],
+)  # fmt: skip
+def test_a_capture_that_fails_is_one_sentence_and_not_the_end(
+    monkeypatch: pytest.MonkeyPatch, error: RuntimeError, sentence: str
+) -> None:
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: stream)
+    for name in ("device", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *given, **how: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(execute_gpu, "stream_of", lambda device: 1)
+    case, inputs = network()
+    executor, want = GpuExecutor(case, "cpu"), ReferenceExecutor(case)(*inputs)
+    given = [torch.cat([x, x, x])[:3] for x in inputs]
+
+    def fail(*inputs: Tensor) -> None:
+        raise error
+
+    with monkeypatch.context() as failing, pytest.raises(BackendError, match=sentence):
+        failing.setattr(GpuSteps, "__call__", lambda self, *inputs: fail(*inputs))
+        executor(*given)
+    assert len(executor._callers.graphs) == 0
+    assert_same_bytes(executor(*inputs), want)
 
 
 # ------------------------------------------------------------------------------------------------------------------ Net
