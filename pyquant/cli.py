@@ -33,6 +33,8 @@ from pyquant.runtime.net import deploy, load
 console = Console()
 SITE_BITS = "SITE=W,A"
 BUDGET = 0.13
+BACKEND = f"auto, {', '.join(backends.BACKENDS)}"
+DEVICE = "cpu, cuda or cuda:N; default: a GPU for the triton and cuda backends, and else the CPU"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
         "show", _show, "Show what is in a checkpoint: ops, bits, bytes, and the share that runs in integers."
     )
     c.add_argument("checkpoint")
+    c.add_argument("--batch", type=int, default=1, help="on a GPU: of which batch to name the kernels")
+    c.add_argument("--backend", default="auto", help=BACKEND)
+    c.add_argument("--device", help=DEVICE)
 
     c = add("evaluate", _evaluate, "Top-1, top-5 and agreement with the float model.")
     c.add_argument("checkpoint")
@@ -115,8 +120,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_engine(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--backend", default="auto", help="auto, reference or cpu")
+    command.add_argument("--backend", default="auto", help=BACKEND)
     command.add_argument("--threads", type=int, default=None)
+    command.add_argument("--device", help=DEVICE)
 
 
 # ---------------------------------------------------------------------------------------------------------------- commands
@@ -177,8 +183,9 @@ def _no_dumps() -> Iterator[None]:
 
 
 def _show(args: argparse.Namespace) -> None:
-    net = load(args.checkpoint)
-    rows = net.describe()
+    _check_batch(args)
+    net = load(args.checkpoint, backend=args.backend, device=args.device)
+    rows = net.describe(args.batch)
     table = Table()
     for key in rows[0]:
         table.add_column(key.replace("_", " "), no_wrap=True)
@@ -199,14 +206,14 @@ def _show(args: argparse.Namespace) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     if args.limit is not None and args.limit < 1:
         raise DataError(f"--limit {args.limit} leaves no image; give 1 or more.")
-    net = load(args.checkpoint, backend=args.backend, threads=args.threads)
+    net = load(args.checkpoint, backend=args.backend, threads=args.threads, device=args.device)
     model = zoo.load(args.model)
     images, accepted = zoo.evaluation(args.model)
     images, accepted = images[: args.limit], accepted[: args.limit]
     with torch.no_grad():
         float_scores = torch.cat([model(batch) for batch in images.split(64)])
-        outputs = [net(batch) for batch in images.split(64)]
-    found = [y for y in outputs if isinstance(y, torch.Tensor)]
+        outputs = [net(batch.to(net.device)) for batch in images.split(64)]
+    found = [y.cpu() for y in outputs if isinstance(y, torch.Tensor)]
     if len(found) < len(outputs):
         raise DataError(
             f"{args.checkpoint} has several outputs, and {args.model} has one; give its own checkpoint."
@@ -225,17 +232,20 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    if args.batch < 1 or args.rounds < 1:
-        raise DataError(f"--batch {args.batch} --rounds {args.rounds}: both must be at least 1.")
-    net = load(args.checkpoint, backend=args.backend, threads=args.threads)
+    _check_batch(args)
+    if args.rounds < 1:
+        raise DataError(f"--rounds {args.rounds} leaves nothing to time; give 1 or more.")
+    net = load(args.checkpoint, backend=args.backend, threads=args.threads, device=args.device)
     generator = torch.Generator().manual_seed(0)
     shapes = [net.program.values[name].shape for name in net.program.inputs]
-    inputs = [torch.randn(args.batch, *shape, generator=generator) for shape in shapes]
+    inputs = [torch.randn(args.batch, *shape, generator=generator).to(net.device) for shape in shapes]
     net(*inputs)
+    _finish(net.device)
     seconds = []
     for _ in range(args.rounds):
         begin = time.perf_counter()
         net(*inputs)
+        _finish(net.device)
         seconds.append(time.perf_counter() - begin)
     middle = statistics.median(seconds)
     console.print(
@@ -244,6 +254,17 @@ def _bench(args: argparse.Namespace) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _check_batch(args: argparse.Namespace) -> None:
+    if args.batch < 1:
+        raise DataError(f"--batch {args.batch} holds no sample; give 1 or more.")
+
+
+def _finish(device: torch.device) -> None:
+    """Wait for a GPU, which a call only puts work to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _backends(args: argparse.Namespace) -> None:

@@ -59,7 +59,8 @@ class Net:
         choice: which backend serves, and why; ``str(net.choice)`` is one line.
 
     Raises:
-        BackendError: the pinned backend cannot serve the program here, or ``threads`` is no whole number above 0.
+        BackendError: the pinned backend cannot serve the program here, torch sees no such device, or ``threads`` is no whole
+            number above 0.
     """
 
     def __init__(
@@ -80,7 +81,8 @@ class Net:
         self.info: dict[str, Any] = dict(info or {})
         self.backend = backend
         self.threads = threads
-        self.device = torch.device(device or ("cuda" if backend in ("triton", "cuda") else "cpu"))
+        default = torch.device("cuda" if backend in ("triton", "cuda") else "cpu")
+        self.device = default if device is None else visible(device)
         self.choice = backends.choose("program", self.device, backend)
         try:
             self._executor = self.choice.kernel(self)
@@ -203,13 +205,16 @@ class Net:
             "share": integer / max(1, integer + floats),
         }
 
-    def describe(self) -> list[dict[str, Any]]:
+    def describe(self, batch: int = 1) -> list[dict[str, Any]]:
         """One row an op, in order, for tables.
 
         Returns:
             ``op`` (number), ``name``, ``kind``, ``geometry``, ``weight_bits``, ``input_bits`` and ``bytes``.
-            Bits are None where an op has none, or they are not known.
+            Bits are None where an op has none, or they are not known. Of a network that is not on the CPU also ``kernel``:
+            what serves a convolution of such a batch, with its tile; None for other ops, which torch runs.
         """
+        steps = self._executor.steps if isinstance(self._executor, GpuExecutor) else self._executor
+        served = steps.plan(batch) if isinstance(steps, GpuSteps) else None
         plan = self.info.get("plan", {})
         rows = []
         for number, op in enumerate(self.program.ops):
@@ -224,6 +229,8 @@ class Net:
                 "input_bits": plan[op.name][1] if op.kind == "conv" and op.name in plan else None,
                 "bytes": sum(tensor.nbytes for tensor in op.tensors.values()),
             }
+            if served is not None:
+                row["kernel"] = str(served[op.output]) if op.output in served else None
             rows.append(row)
         return rows
 
@@ -273,6 +280,25 @@ def load(
         BackendError: as of :class:`Net`.
     """
     return Net(*checkpoint.load(path), backend=backend, threads=threads, device=device)
+
+
+def visible(device: torch.device | str) -> torch.device:
+    """A device by its name, which torch has to see.
+
+    Raises:
+        BackendError: it is no device, or torch sees none such.
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise BackendError(f"device={device!r} is no device; use 'cpu', 'cuda' or 'cuda:0'.") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise BackendError(f"device={str(found)!r}: no CUDA device is visible to torch; use device='cpu'.")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise BackendError(
+            f"there is no {found}; torch sees {torch.cuda.device_count()} CUDA device(s), counted from 0."
+        )
+    return found
 
 
 def _weights(op: Op, program: Program) -> int:
