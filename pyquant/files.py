@@ -1,8 +1,10 @@
-"""Calibration inputs from files: a folder of images, or tensors in .npz, .pt or .safetensors."""
+"""Calibration inputs from files: a folder of images, or tensors in .npz, .pt or .safetensors; and files written whole."""
 
 from __future__ import annotations
 
+import os
 import pickle
+import secrets
 import zipfile
 import zlib
 from pathlib import Path
@@ -53,6 +55,28 @@ def read_batches(path: Path) -> list[Tensor]:
     if not tensors:
         raise DataError(f"{str(path)!r} holds no tensors.")
     return tensors
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write aside, then rename: a reader sees the old file or the new one, never a part.
+
+    Raises:
+        OSError: it cannot be written; the folder is as it was.
+    """
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with open(aside, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _read_images(folder: Path) -> list[Tensor]:

@@ -16,7 +16,6 @@ import hashlib
 import json
 import math
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pyquant.errors import CheckpointError
+from pyquant.files import write_whole
 from pyquant.runtime.program import Op, Program, Value
 from pyquant.runtime.section import file_section
 from pyquant.runtime.validate import validate
@@ -148,22 +148,8 @@ def _file(path: Any) -> Path:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write aside, then rename: a reader sees the old file or the new one, never a part."""
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        try:
-            with open(aside, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_whole(path, data)
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be written: {error.strerror}; give a file in a folder that may be written."
