@@ -6,6 +6,7 @@ from pyquant.model import prepare
 from pyquant.pipeline import Recipe, quantize, quantize_model
 from pyquant.runtime.embed import include, library
 from pyquant.runtime.net import Net, deploy, load
+from pyquant.runtime.tune import tune
 from pyquant.steps.adaquant import adaquant
 from pyquant.steps.bias_tune import bias_tune
 from pyquant.steps.bn_tune import bn_tune
@@ -13,5 +14,5 @@ from pyquant.steps.calibrate import calibrate
 
 __all__ = [
     "Grid", "Net", "PyquantError", "Recipe", "adaquant", "bias_tune", "bn_tune", "calibrate", "deploy", "include",
-    "library", "load", "prepare", "quantize", "quantize_model",
+    "library", "load", "prepare", "quantize", "quantize_model", "tune",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from types import ModuleType
 from typing import Any
@@ -56,6 +56,12 @@ class Choice:
     kernel: Callable
     why: str
     configuration: Any = None
+
+    def using(self, configuration: Any, why: str) -> Choice:
+        """The same kernel with another configuration of its."""
+        assert isinstance(self.kernel, partial), "there is nothing to choose"
+        kernel = partial(self.kernel.func, configuration)
+        return replace(self, kernel=kernel, why=why, configuration=configuration)
 
     def __str__(self) -> str:
         with_what = "" if self.configuration is None else f" with {self.configuration}"

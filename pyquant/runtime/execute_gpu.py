@@ -10,10 +10,12 @@ executor and with Triton's in its interpreter; and the rules of which call repla
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from pyquant.ops.backend import Choice, choose
 from pyquant.ops.checks import check_accumulator
 from pyquant.ops.conv_call import windows
 from pyquant.ops.cuda_launch import index_of, stream_of
+from pyquant.ops.tuned import read as tiles_of
 from pyquant.runtime.execute_reference import ReferenceExecutor, to_torch_layout
 from pyquant.runtime.geometry import check_op, rows_shape
 from pyquant.runtime.inputs import checked_inputs
@@ -43,6 +46,7 @@ class GpuSteps(ReferenceExecutor):
         program: the integer program.
         device: where to compute; inputs have to be there.
         backend: of the convolutions: ``"auto"``, ``"reference"``, ``"triton"`` or ``"cuda"``; all give the same bytes.
+        tuned: a file of :func:`pyquant.runtime.tune.tune`, whose tiles are taken; None leaves them to the kernels.
 
     Attributes:
         choices: of each convolution that has run, what served it; ``str`` of one names its kernel.
@@ -50,14 +54,22 @@ class GpuSteps(ReferenceExecutor):
     Raises:
         BackendError: the pinned backend cannot serve an op of the program.
         ShapeError: the program's values do not fit each other, or sums could leave int32.
+        DataError: ``tuned`` is no such file.
     """
 
-    def __init__(self, program: Program, device: torch.device | str, backend: str = "auto") -> None:
+    def __init__(
+        self,
+        program: Program,
+        device: torch.device | str,
+        backend: str = "auto",
+        tuned: str | os.PathLike[str] | None = None,
+    ) -> None:
         for op in program.ops:
             check_op(op, program.values)
         device = torch.device(device)
         self.device = torch.device("cuda", index_of(device)) if device.type == "cuda" else device
         self.backend = backend
+        self.tiles = None if tuned is None else tiles_of(Path(tuned), self.device)
         self.choices: dict[str, Choice] = {}
         # Weights as the op takes them, by the value that a convolution makes; of the others the reference has them.
         self.laid: dict[str, Tensor] = {}
@@ -82,7 +94,7 @@ class GpuSteps(ReferenceExecutor):
                 codes = [torch.empty(batch, *s, dtype=torch.uint8, device="meta") for s in shapes]
                 name, arguments = self._call(op, codes)
                 try:
-                    found[op.output] = choose(name, self.device, self.backend, arguments)
+                    found[op.output] = self._choose(name, arguments)
                 except BackendError as error:
                     raise BackendError(f"{op.name!r} of the program: {error}") from None
         return found
@@ -115,9 +127,9 @@ class GpuSteps(ReferenceExecutor):
         if op.output not in self.laid:
             return super()._conv(op, inputs)
         name, arguments = self._call(op, inputs)
-        choice = choose(name, self.device, self.backend, arguments)
+        choice = self._choose(name, arguments)
         self.choices[op.output] = choice
-        y = choice.kernel(*arguments)
+        y = self._launch(choice, arguments)
         if not self._ends_in_floats(op):
             return y
         height, width, n = rows_shape(self.program.values[op.output])
@@ -135,6 +147,13 @@ class GpuSteps(ReferenceExecutor):
         codes = a["y_zero"], a["low"], a["high"]
         return "conv_s8", (inputs[0], *given, *codes, *where, a["groups"], *residual)
 
+    def _choose(self, name: str, arguments: Sequence[Any]) -> Choice:
+        choice = choose(name, self.device, self.backend, arguments)
+        return choice if self.tiles is None else self.tiles.apply(choice)
+
+    def _launch(self, choice: Choice, arguments: Sequence[Any]) -> Tensor:
+        return choice.kernel(*arguments)
+
     def _ends_in_floats(self, op: Op) -> bool:
         return self.program.values[op.output].kind == "float"
 
@@ -143,15 +162,21 @@ class GpuExecutor:
     """Runs a program by replaying captured graphs: one, with its own memory, for each thread, stream and shape of a batch.
 
     Args:
-        program, device, backend: as of :class:`GpuSteps`.
+        program, device, backend, tuned: as of :class:`GpuSteps`.
 
     Raises:
-        BackendError, ShapeError: as of :class:`GpuSteps`.
+        BackendError, ShapeError, DataError: as of :class:`GpuSteps`.
     """
 
-    def __init__(self, program: Program, device: torch.device | str = "cuda", backend: str = "auto") -> None:
+    def __init__(
+        self,
+        program: Program,
+        device: torch.device | str = "cuda",
+        backend: str = "auto",
+        tuned: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.program = program
-        self.steps = GpuSteps(program, device, backend)
+        self.steps = GpuSteps(program, device, backend, tuned)
         self._callers = threading.local()
         self._capturing = threading.Lock()
 

@@ -40,7 +40,7 @@ def _cpu(net: Net) -> CpuExecutor:
 @backends.register("program", "cuda")
 def _gpu(net: Net) -> GpuExecutor:
     # With auto, each layer takes the best that serves it.
-    return GpuExecutor(net.program, net.device, net.backend)
+    return GpuExecutor(net.program, net.device, net.backend, net.tuned)
 
 
 class Net:
@@ -52,6 +52,7 @@ class Net:
         backend: ``"auto"``, ``"cpu"``, ``"reference"``, ``"triton"`` or ``"cuda"``; all give the same bytes.
         threads: threads of a call on the cpu backend; None takes torch's number.
         device: where the inputs will be, such as ``"cuda"``; None is a GPU for triton and cuda, and else the CPU.
+        tuned: a file of :func:`pyquant.tune`, for a network on a GPU; None leaves tiles to the kernels.
 
     A copy or a pickle takes the program along and chooses its backend anew, where it is opened.
 
@@ -59,8 +60,9 @@ class Net:
         choice: which backend serves, and why; ``str(net.choice)`` is one line.
 
     Raises:
-        BackendError: the pinned backend cannot serve the program here, torch sees no such device, or ``threads`` is no whole
-            number above 0.
+        BackendError: the pinned backend cannot serve the program here, torch sees no such device, ``threads`` is no whole
+            number above 0, or ``tuned`` is given off a GPU.
+        DataError: ``tuned`` is no such file.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Net:
         backend: str = "auto",
         threads: int | None = None,
         device: torch.device | str | None = None,
+        tuned: str | os.PathLike[str] | None = None,
     ) -> None:
         # bool is an int to Python, and nobody's number of threads.
         if threads is not None and (not isinstance(threads, int) or threads is True or threads < 1):
@@ -83,7 +86,12 @@ class Net:
         self.threads = threads
         default = torch.device("cuda" if backend in ("triton", "cuda") else "cpu")
         self.device = default if device is None else visible(device)
+        self.tuned = tuned
         self.choice = backends.choose("program", self.device, backend)
+        if tuned is not None and self.choice.backend not in ("triton", "cuda"):
+            raise BackendError(
+                f"tuned={str(tuned)!r} is for kernels on a GPU, and this network runs on {self.choice.backend}; leave it out."
+            )
         try:
             self._executor = self.choice.kernel(self)
         except BackendError as error:
@@ -104,8 +112,8 @@ class Net:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The executor holds handles of the engine, which only this process knows.
-        anew = partial(type(self), backend=self.backend, threads=self.threads, device=self.device)
-        return anew, (self.program, self.info)
+        how = partial(type(self), backend=self.backend, threads=self.threads)
+        return partial(how, device=self.device, tuned=self.tuned), (self.program, self.info)
 
     def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run one batch.
@@ -272,14 +280,15 @@ def load(
     backend: str = "auto",
     threads: int | None = None,
     device: torch.device | str | None = None,
+    tuned: str | os.PathLike[str] | None = None,
 ) -> Net:
     """Load a network that :meth:`Net.save` wrote; needs nothing of the Python model.
 
     Raises:
         CheckpointError: the file is missing, truncated, altered, or of another format.
-        BackendError: as of :class:`Net`.
+        BackendError, DataError: as of :class:`Net`.
     """
-    return Net(*checkpoint.load(path), backend=backend, threads=threads, device=device)
+    return Net(*checkpoint.load(path), backend=backend, threads=threads, device=device, tuned=tuned)
 
 
 def visible(device: torch.device | str) -> torch.device:

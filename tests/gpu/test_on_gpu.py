@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
+from pyquant.cli import main
 from pyquant.errors import BackendError
 from pyquant.ops.backend import architecture, choose, missing
 from pyquant.ops.cuda_configurations import KERNELS
@@ -19,6 +21,8 @@ from pyquant.ops.linear_w4 import linear_w4
 from pyquant.ops.pack import pack
 from pyquant.runtime.execute_gpu import GpuExecutor
 from pyquant.runtime.execute_reference import ReferenceExecutor
+from pyquant.runtime.net import Net
+from pyquant.runtime.tune import tune
 from tests.gpu.interpreter import dispatch, fake_quantize, programs, quantize_rows
 from tests.gpu.interpreter import gemm_s8 as triton_gemm_s8
 from tests.gpu.test_executor_w4a16 import exact, within_the_bound
@@ -151,6 +155,26 @@ def test_programs_replayed(seed: int) -> None:
         assert len(found) == 2
         for got in found:
             assert_same_bytes(tuple(y.cpu() for y in got), want(*inputs))
+
+
+@needs["triton"]
+def test_tuned_tiles_give_the_same_bytes(tmp_path: Path) -> None:
+    program, inputs = random_network(2)
+    net = Net(program, backend="triton", device=CUDA)
+    timed = tune(net, inputs[0].shape[0], tmp_path / "tiles.json")
+    assert timed and all(row["speedup"] >= 1.0 for row in timed)
+    fast = Net(program, backend="triton", device=CUDA, tuned=tmp_path / "tiles.json")
+    want = ReferenceExecutor(program)(*inputs)
+    assert_same_bytes(tuple(y.cpu() for y in fast(*(x.to(CUDA) for x in inputs))), want)
+
+
+def test_the_command_line_takes_a_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Net(random_network(1)[0], backend="reference").save(tmp_path / "net.pq")
+    for words in (["show"], ["bench", "--rounds", "2"]):
+        assert main([words[0], str(tmp_path / "net.pq"), *words[1:], "--device", "cuda", "--batch", "3"]) == 0
+        assert "program -> " in (out := capsys.readouterr().out) or "conv_s8 -> " in out
+    assert main(["bench", str(tmp_path / "net.pq"), "--device", "cuda:99"]) == 1
+    assert "there is no cuda:99; torch sees" in capsys.readouterr().err
 
 
 @needs["cuda"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gpu.interpreter import dispatch, programs
+from tests.gpu.interpreter import dispatch, programs, tuning
 from tests.gpu.test_interpreter import assert_right
 
 
@@ -16,3 +16,8 @@ def test_ops_on_triton(case: str) -> None:
 @pytest.mark.parametrize("case", programs.CASES)
 def test_programs_on_triton(case: str) -> None:
     assert_right("programs", case)
+
+
+@pytest.mark.parametrize("case", tuning.CASES)
+def test_tuned_programs_on_triton(case: str) -> None:
+    assert_right("tuning", case)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +24,7 @@ from pyquant.runtime.execute_gpu import GRAPHS, GpuExecutor, GpuSteps
 from pyquant.runtime.execute_reference import ReferenceExecutor
 from pyquant.runtime.net import Net
 from pyquant.runtime.program import Program
+from pyquant.runtime.tune import tune
 from tests.runtime.random_program import Writer, random_conv, random_network
 from tests.runtime.small_networks import inputs_of, program
 from tests.runtime.test_execute_cpu import assert_same_bytes
@@ -256,3 +258,18 @@ def test_outputs_may_be_any_value() -> None:
     case, inputs = network()
     every = replace(case, outputs=tuple(op.output for op in case.ops))
     assert_same_bytes(GpuSteps(every, "cpu", "reference")(*inputs), ReferenceExecutor(every)(*inputs))
+
+
+def test_tiles_are_for_a_gpu(tmp_path: Path) -> None:
+    case = program("residual_blocks-w8a8")
+    with pytest.raises(
+        BackendError,
+        match=r"tuned='tiles\.json' is for kernels on a GPU, and this network runs on reference; leave it out",
+    ):
+        Net(case, backend="reference", tuned="tiles.json")
+    net = Net(case, backend="reference")
+    with pytest.raises(
+        BackendError, match=r"tune measures kernels on a GPU, and this network is on cpu; load it with dev"
+    ):
+        tune(net, 2, tmp_path / "tiles.json")
+    assert list(tmp_path.iterdir()) == []
