@@ -11,6 +11,7 @@ import torch
 from pyquant.errors import BackendError, ShapeError
 from pyquant.ops import backend
 from pyquant.ops.triton_guard import guarded
+from tests.ops.test_devices import OPS
 
 X = SimpleNamespace(device=torch.device("cuda", 1))
 
@@ -95,3 +96,18 @@ def test_other_errors_pass(current: list[torch.device], error: Exception) -> Non
     with pytest.raises(type(error)) as caught:
         guarded("double", fail)("a tile", X)
     assert caught.value is error
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_unsupported_architecture_names_who_serves(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="pip install 'pyquant-engine[gpu]'")
+    monkeypatch.setattr(backend, "missing", lambda name: "not built" if name == "cuda" else None)
+    monkeypatch.setattr(backend, "architecture", lambda device: "sm_75")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    sentence = (
+        rf"^backend='triton' cannot serve {op} on sm_75: cuda:0 is a sm_75; Triton kernels are there for sm_80, .*, gfx942; "
+        r"use reference\.$"
+    )
+    with pytest.raises(BackendError, match=sentence):
+        backend.choose(op, "cuda:0", "triton", OPS[op])
+    assert backend.choose(op, "cuda:0", "auto", OPS[op]).backend == "reference"
