@@ -102,6 +102,12 @@ def check_dtypes(**tensors: tuple[Tensor, torch.dtype]) -> None:
             raise DTypeError(f"{name} is {tensor.dtype}; give {dtype}.")
 
 
+def check_operands(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor) -> None:
+    """Raise DTypeError unless these are uint8 and int8 codes with float32 scaling."""
+    codes = {"x": (x, torch.uint8), "weight": (weight, torch.int8)}
+    check_dtypes(**codes, multiplier=(multiplier, torch.float32), bias=(bias, torch.float32))
+
+
 def check_code_range(**codes: int) -> None:
     """Raise BackendError unless each code is within 0..255."""
     for name, code in codes.items():

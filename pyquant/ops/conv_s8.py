@@ -12,7 +12,7 @@ from pyquant import reference
 from pyquant.errors import ShapeError
 from pyquant.ops import backend as backends
 from pyquant.ops.backend import register, run
-from pyquant.ops.checks import check_accumulator, check_code_range, check_dtypes
+from pyquant.ops.checks import check_accumulator, check_code_range, check_dtypes, check_operands
 from pyquant.ops.conv_call import ConvCall, Residual
 from pyquant.ops.packed_conv import packed
 
@@ -66,12 +66,7 @@ def conv_s8(
 
     Source: :func:`pyquant.reference.accumulate_conv` and :func:`pyquant.reference.requantize`.
     """
-    check_dtypes(
-        x=(x, torch.uint8),
-        weight=(weight, torch.int8),
-        multiplier=(multiplier, torch.float32),
-        bias=(bias, torch.float32),
-    )
+    check_operands(x, weight, multiplier, bias)
     check_code_range(x_zero=x_zero, y_zero=y_zero, low=low, high=high)
     if x.dim() != 4 or weight.dim() != 4 or min(x.shape) == 0:
         raise ShapeError(

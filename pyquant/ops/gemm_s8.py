@@ -10,7 +10,7 @@ from torch import Tensor
 from pyquant import reference
 from pyquant.errors import ShapeError
 from pyquant.ops.backend import call, register, run
-from pyquant.ops.checks import check_accumulator, check_code_range, check_dtypes
+from pyquant.ops.checks import check_accumulator, check_code_range, check_operands
 from pyquant.ops.cuda_launch import Launch, fit
 from pyquant.ops.cuda_layouts import aligned_rows, zero_correction
 from pyquant.ops.kept import kept
@@ -221,12 +221,7 @@ def _correction(weight: Tensor, x_zero: int) -> Tensor:
 
 # -------------------------------------------------------------------------------------------------- checks
 def _check(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, x_zero: int) -> None:
-    check_dtypes(
-        x=(x, torch.uint8),
-        weight=(weight, torch.int8),
-        multiplier=(multiplier, torch.float32),
-        bias=(bias, torch.float32),
-    )
+    check_operands(x, weight, multiplier, bias)
     if (
         x.dim() != 2
         or weight.dim() != 2
