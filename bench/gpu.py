@@ -1,56 +1,40 @@
-"""Matrix products on the GPU that is here, beside cuBLAS in float16 and torch's int8: cold L2, CUDA graphs, medians.
+"""Products, convolutions and networks on the GPU that is here, beside cuBLAS, cuDNN and torch's int8: cold L2, CUDA graphs, medians.
 
-Each run is checked against the reference on the device before it is timed. A sample is a graph of calls, each behind
-a write over twice the L2 cache, less a graph of those writes alone: what is left is the calls, which find nothing in the cache.
-Layers are those of Llama and of ResNet-50 at a batch of 32, the convolutions as the products they come to.
+Everything is compared with the reference on the device before it is timed. What cannot be timed has a row that says why: no kernel
+for the architecture, no memory, wrong bytes. See :mod:`bench.gpu_cases` for what is computed, :mod:`bench.gpu_timing` for how.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
+from bench import gpu_networks
+from bench.gpu_cases import WRONG, Case, Shape, cases, named, operations, peers, right, shapes, traffic
+from bench.gpu_timing import (
+    QUICK_ROUNDS,
+    ROUNDS,
+    Call,
+    captured,
+    flush_of,
+    interleaved,
+    repeated,
+    timing_of,
+)
 from bench.record import Row, figures
 from bench.timing import Timing
-from pyquant.errors import BackendError
-from pyquant.ops import gemm_s8, gemm_w4, gemm_w4a4, gemm_w4a16  # noqa: F401 (registered, then chosen by name)
+from pyquant.errors import BackendError, PyquantError
 from pyquant.ops.backend import Choice, architecture, choose
-from pyquant.ops.pack import pack, unpack
-from pyquant.runtime.compare import same_bytes
 
 BACKENDS = ("cuda", "triton")
-# Rows of a batch, and (N, K) of layers: attention and feed-forward of the 7B, 8B and 70B Llamas.
-ROWS = (1, 4, 16, 64, 256, 1024, 4096)
-LLAMA = ((4096, 4096), (11008, 4096), (4096, 14336), (8192, 28672))
-# (M, N, K) of ResNet-50's 3 x 3 convolutions, one a stage, for 32 images.
-RESNET = ((100352, 64, 576), (25088, 128, 1152), (6272, 256, 2304), (1568, 512, 4608))
-QUICK = ((16, 4096, 4096), (1568, 512, 4608))
-ROUNDS, CALLS = 15, 20
-# Weights beside float16 activations share a scale in groups of so many.
-GROUP = 128
-
-
-@dataclass(frozen=True)
-class Run:
-    """One way to compute a shape.
-
-    Args:
-        name: the row's backend.
-        call: computes it, without arguments.
-        width: bits of an activation and of a weight.
-        kernel: what was chosen, in words.
-    """
-
-    name: str
-    call: Callable[[], Any]
-    width: tuple[int, int]
-    kernel: str = ""
+# What the rows say of the GPU beside what all suites say of a machine.
+SOFTWARE = ("cuda", "triton")
+Made = TypeVar("Made")
+NOTHING = figures(Timing(1.0, 0.0, ""))
 
 
 def absent() -> str | None:
@@ -60,172 +44,212 @@ def absent() -> str | None:
     return "There is no GPU that torch can see, so nothing was timed; on a machine with one, this command measures it."
 
 
+def here() -> torch.device:
+    """The current GPU."""
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def about(device: torch.device) -> Row:
-    """What the rows say of the GPU, in place of the processor's."""
+    """What the rows say of the GPU, in place of the processor's, and of its software."""
     known = torch.cuda.get_device_properties(device)
-    return {"device": known.name, "isa": architecture(device), "cores": known.multi_processor_count}
-
-
-def shapes(quick: bool) -> Sequence[tuple[int, int, int]]:
-    """(M, N, K) to time."""
-    return QUICK if quick else [*((m, n, k) for n, k in LLAMA for m in ROWS), *RESNET]
+    return {
+        "device": known.name,
+        "isa": architecture(device),
+        "cores": known.multi_processor_count,
+        "cuda": torch.version.cuda or torch.version.hip,
+        "triton": version("triton") if find_spec("triton") else None,
+    }
 
 
 def rows(threads: Sequence[int], quick: bool, peers: bool) -> Iterator[Row]:
-    """All shapes; quick: two of them. cuBLAS and ``torch._int_mm`` are always beside ours."""
-    device = torch.device("cuda", torch.cuda.current_device())
-    flush = torch.empty(
-        2 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.uint8, device=device
-    )
-    for m, n, k in shapes(quick):
-        yield from shape_rows(m, n, k, device, lambda calls: timed(calls, flush, 5 if quick else ROUNDS))
+    """All shapes, then networks; quick: a shape of each kind. The peers are always beside ours.
+
+    Raises:
+        BackendError: the GPU no longer answers.
+    """
+    device, rounds, said = here(), QUICK_ROUNDS if quick else ROUNDS, set[str]()
+    flush = flush_of(device)
+    alone = captured(lambda: None, flush.zero_)
+    for shape in shapes(quick):
+        yield from shape_rows(shape, device, flush.zero_, alone, rounds, said)
+    for name in () if quick else gpu_networks.MODELS:
+        yield from network_rows(name, device, rounds)
+
+
+class Runs:
+    """What of one case can be timed, and rows of what cannot.
+
+    Args:
+        case: the rows'.
+    """
+
+    def __init__(self, case: str) -> None:
+        self.case = case
+        self.failed: list[Row] = []
+        self.samples: dict[str, Call] = {}
+        self.kernels: dict[str, str] = {}
+
+    def next(self, given: Iterator[Case]) -> Case | None:
+        """The next case; None where there is none, or no memory for it and what would follow."""
+        return self._tried("ours", lambda: next(given, None))
+
+    def add(self, backend: str, make: Callable[[], tuple[Call, str]]) -> None:
+        """Take a run in if it can be made: ``make`` checks it, and gives a sample of it and its kernel in words."""
+        made = self._tried(backend, make)
+        if made is not None:
+            self.samples[backend], self.kernels[backend] = made
+
+    def _tried(self, backend: str, make: Callable[[], Made]) -> Made | None:
+        try:
+            return make()
+        except failures() as error:
+            why = _sentence(error)
+        # Only now is nothing held by what was going on.
+        self.fail(backend, why)
+        _recover()
+        return None
+
+    def fail(self, backend: str, why: str) -> None:
+        """Have a row that says why there is no figure."""
+        self.failed.append(self.row(backend, why=why))
+
+    def row(self, backend: str, found: Row | None = None, why: str | None = None) -> Row:
+        """A row with figures, or one without that says why."""
+        nothing = {**dict.fromkeys(NOTHING), "peers": {}}
+        kernel = self.kernels.get(backend, "")
+        return {
+            "case": self.case,
+            "backend": backend,
+            "threads": 1,
+            **(found or nothing),
+            "kernel": kernel,
+            "why": why,
+        }
+
+    def timed(
+        self, rounds: int, clock: str, alone: Call | None, found: Callable[[str, Timing], Row]
+    ) -> Iterator[Row]:
+        """Time all against each other; then a row each, and rows of what failed.
+
+        Args:
+            alone: what stands between the calls of a sample, without them; None where nothing does.
+            found: a row's figures, from its name and time.
+        """
+        names = list(self.samples)
+        taken = interleaved([*([alone] if alone else []), *self.samples.values()], rounds)
+        empty = taken.pop(0) if alone else [0.0] * rounds
+        timings: dict[str, Timing] = {}
+        for name, samples in zip(names, taken, strict=True):
+            try:
+                timings[name] = timing_of(samples, empty, clock)
+            except BackendError as error:
+                self.fail(name, _sentence(error))
+        others = [name for name in timings if not self.kernels[name]]
+        for name, timing in timings.items():
+            row = found(name, timing)
+            if self.kernels[name]:
+                row["peers"] = {other: timings[other].us / timing.us for other in others}
+            yield self.row(name, row)
+        yield from self.failed
 
 
 def shape_rows(
-    m: int, n: int, k: int, device: torch.device, time: Callable[[Sequence[Callable]], list[Timing]]
+    shape: Shape, device: torch.device, flush: Call, alone: Call, rounds: int, said: set[str]
 ) -> Iterator[Row]:
-    """Check, then time, all runs of one shape against each other.
+    """One product or convolution: ours, each right, and the peers, timed against each other.
 
-    Raises:
-        BackendError: bytes are not those of the reference.
+    Args:
+        flush: takes the L2 cache.
+        alone: a sample of that.
+        said: why a backend does not serve an op; each reason has one row in all, and is added here.
     """
-    runs = [*ours(m, n, k, device), *others(m, n, k, device)]
-    timings = time([run.call for run in runs])
-    at = {run.name: timing for run, timing in zip(runs, timings, strict=True)}
-    for run in runs:
-        bits = m * k * run.width[0] + n * k * run.width[1]
-        found = figures(at[run.name], 2 * m * n * k, bits / 8 + m * n * (2 if run.width[0] == 16 else 4))
-        found["peers"] = (
-            {} if not run.kernel else {o.name: at[o.name].us / at[run.name].us for o in runs if not o.kernel}
-        )
-        yield {"case": f"M{m} N{n} K{k}", "backend": run.name, "threads": 1, **found, "kernel": run.kernel}
-
-
-def ours(m: int, n: int, k: int, device: torch.device) -> Iterator[Run]:
-    """The kernels that serve the shape here, each of them right.
-
-    Raises:
-        BackendError: one is wrong.
-    """
-    for op, (name, width, arguments) in cases(m, n, k, device).items():
-        want = choose(op, device, "reference", arguments).kernel(*arguments)
+    runs, bits = Runs(named(shape)), {}
+    given = cases(shape, device)
+    while (case := runs.next(given)) is not None:
         for backend in BACKENDS:
+            name = f"{backend}-{case.name}"
+            bits[name] = case.bits
             try:
-                choice = choose(op, device, backend, arguments)
-            except BackendError:
-                continue
-            if not right(op, choice.kernel(*arguments), want, arguments):
-                raise BackendError(
-                    f"{choice}: its result for M={m} N={n} K={k} is not the reference's; not timed."
-                )
-            yield Run(f"{backend}-{name}", _call(choice, arguments), width, str(choice.configuration))
-
-
-def right(op: str, got: Tensor, want: Tensor, arguments: Sequence[Any]) -> bool:
-    """Whether a result is the reference's: to the byte, and of float products within what sums in float32 may lose.
-
-    That is at most 2^-23 of the terms' sum for each of K products, G groups and K / 64 splits, and both are rounded to float16.
-    """
-    if op != "gemm_w4a16":
-        return same_bytes(got, want)
-    x, packed, scale, _, group_size, signed, bits = arguments
-    k = x.shape[1]
-    weight = unpack(packed, bits, signed, k).double().abs() * scale.double().repeat_interleave(group_size, 1)
-    sums = (k + k // group_size + k // 64 + 1) * 2.0**-23 * (x.double().abs() @ weight.T)
-    rounding = 2 * (2.0**-11 * (want.double().abs() + sums) + 2.0**-25)
-    return bool(((got.double() - want.double()).abs() <= sums + rounding).all())
-
-
-def _call(choice: Choice, arguments: Sequence[Any]) -> Callable[[], Any]:
-    return lambda: choice.kernel(*arguments)
-
-
-def cases(m: int, n: int, k: int, device: torch.device) -> dict[str, tuple[str, tuple[int, int], tuple]]:
-    """Op -> name of its rows, bits of an activation and a weight, and random arguments. Integers give float32."""
-    generator = torch.Generator().manual_seed(m + n + k)
-
-    def codes(low: int, high: int, *shape: int) -> Tensor:
-        return torch.randint(low, high, shape, generator=generator)
-
-    x, w8 = codes(0, 256, m, k).to(torch.uint8), codes(-128, 128, n, k).to(torch.int8)
-    w4, x4 = pack(codes(-8, 8, n, k), 4), pack(codes(-8, 8, m, k), 4)
-    scale, row_scale = torch.rand(n, 1, generator=generator), torch.rand(m, generator=generator)
-    multiplier, bias = torch.rand(n, generator=generator), torch.randn(n, generator=generator)
-    w4a8 = (x.to(torch.int16).sub(128).to(torch.int8), w4, scale, row_scale, None, None, None, True, 4)
-    w4a4 = (x4, w4, scale, row_scale, k, None, True, None, None, True, 4)
-    found = {
-        "gemm_s8_float": ("w8a8", (8, 8), (x, w8, multiplier, bias, 128)),
-        "gemm_w4": ("w4a8", (8, 4), w4a8),
-        "gemm_w4a4": ("w4a4", (4, 4), w4a4),
-    }
-    if k % GROUP == 0:
-        grid = torch.rand(n, k // GROUP, generator=generator) * 0.01
-        half = torch.randn(m, k, generator=generator).half()
-        found["gemm_w4a16"] = ("w4a16", (16, 4), (half, w4, grid, None, GROUP, True, 4))
-    return {
-        op: (name, width, tuple(a.to(device) if isinstance(a, Tensor) else a for a in arguments))
-        for op, (name, width, arguments) in found.items()
-    }
-
-
-def others(m: int, n: int, k: int, device: torch.device) -> Iterator[Run]:
-    """cuBLAS in float16, and torch's int8 product, to int32, where it takes the shape: more than 16 rows."""
-    x, w = (
-        torch.randn(m, k, device=device, dtype=torch.float16),
-        torch.randn(n, k, device=device, dtype=torch.float16),
+                choice = choose(case.op, device, backend, case.arguments)
+            except BackendError as error:
+                why = _sentence(error)
+                if why not in said:
+                    runs.fail(name, why)
+                said.add(why)
+            else:
+                runs.add(name, lambda case=case, choice=choice: ours(case, choice, device, flush))
+    for peer in peers(shape, device):
+        bits[peer.name] = peer.bits
+        runs.add(peer.name, lambda peer=peer: (captured(peer.make(), flush), ""))
+    yield from runs.timed(
+        rounds,
+        "cuda graph",
+        alone,
+        lambda name, timing: figures(timing, operations(shape), traffic(shape, bits[name])),
     )
-    yield Run("cublas-fp16", lambda: F.linear(x, w), (16, 16))
-    if m > 16 and n % 8 == 0 and k % 8 == 0:
-        xs = torch.randint(-128, 128, (m, k), device=device).to(torch.int8)
-        ws = torch.randint(-128, 128, (n, k), device=device).to(torch.int8)
-        yield Run("torch-int_mm", lambda: torch._int_mm(xs, ws.t()), (8, 8))
 
 
-# ------------------------------------------------------------------------------------------------------------- timing
-def timed(calls: Sequence[Callable[[], Any]], flush: Tensor, rounds: int) -> list[Timing]:
-    """Time calls against each other: in every round each of them once, and the writes over the cache alone."""
-    alone = _graph(lambda: None, flush)
-    graphs = [_graph(call, flush) for call in calls]
-    empty: list[float] = []
-    samples: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        empty.append(_milliseconds(alone))
-        for graph, taken in zip(graphs, samples, strict=True):
-            taken.append(_milliseconds(graph))
-    return [timing_of(taken, empty) for taken in samples]
+def ours(case: Case, choice: Choice, device: torch.device, flush: Call) -> tuple[Call, str]:
+    """A sample of what serves a case, and the kernel in words.
+
+    Raises:
+        BackendError: it is wrong.
+    """
+    kernel = str(choice.configuration or choice.backend)
+    want = choose(case.op, device, "reference", case.arguments).kernel(*case.arguments)
+    if not right(case.op, choice.kernel(*case.arguments), want, case.arguments):
+        raise BackendError(f"{kernel}: its result is {WRONG}.")
+    del want
+    return captured(lambda: choice.kernel(*case.arguments), flush), kernel
 
 
-def timing_of(samples: Sequence[float], empty: Sequence[float]) -> Timing:
-    """The time of a call, from milliseconds of graphs with and without :data:`CALLS` of them, round by round."""
-    times = [(taken - nothing) / CALLS * 1e3 for taken, nothing in zip(samples, empty, strict=True)]
-    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
-    if middle <= 0:
-        raise BackendError(
-            "a call took no longer than the write before it; the GPU is too busy to be measured."
+def network_rows(name: str, device: torch.device, rounds: int) -> Iterator[Row]:
+    """One network at every batch: ours by each backend that serves it, and the float16 network."""
+    model, net = gpu_networks.built(name)
+    want = net(gpu_networks.batch_of(gpu_networks.CHECKED, torch.device("cpu")))
+    count = gpu_networks.operations(net)
+    for images in gpu_networks.BATCHES:
+        runs, x = Runs(f"{name} batch {images}"), gpu_networks.batch_of(images, device)
+        for backend, make in gpu_networks.ours(net, want, x):
+            runs.add(backend, lambda make=make: (repeated(make()), "integer program"))
+        runs.add("torch-fp16", lambda x=x: (repeated(gpu_networks.half_graph(model, x)), ""))
+        yield from runs.timed(
+            rounds,
+            "cuda events",
+            None,
+            lambda _, timing, images=images: {
+                **figures(timing, count * images),
+                "images_per_s": images / timing.us * 1e6,
+            },
         )
-    return Timing(middle, (high - low) / middle, "cuda graph")
 
 
-def _graph(call: Callable[[], Any], flush: Tensor) -> torch.cuda.CUDAGraph:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            call()
-        with torch.cuda.graph(graph, stream=side):
-            for _ in range(CALLS):
-                flush.zero_()
-                call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph.replay()
-    return graph
+def failures() -> tuple[type[Exception], ...]:
+    """What a driver, torch or Triton raises where something cannot be compiled, loaded or run."""
+    try:
+        from triton.errors import TritonError
+    except ImportError:
+        return RuntimeError, PyquantError
+    return RuntimeError, PyquantError, TritonError
 
 
-def _milliseconds(graph: torch.cuda.CUDAGraph) -> float:
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end)
+def _sentence(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU has no memory left for it"
+    first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return first if isinstance(error, PyquantError) else f"{type(error).__name__}: {first}"
+
+
+def _recover() -> None:
+    """Give memory back, and see whether the GPU still answers: after a bad access it never does again.
+
+    Raises:
+        BackendError: it does not.
+    """
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError as error:
+        raise BackendError(
+            f"the GPU does not answer any more ({_sentence(error)}); what was measured before is kept."
+        ) from error

@@ -1,4 +1,4 @@
-"""Draws throughput over the rows of a batch as one SVG file, a panel for each layer; of measured rows only."""
+"""Draws throughput over the rows of a batch as one SVG file, a panel for each layer; of measured products only."""
 
 from __future__ import annotations
 
@@ -14,25 +14,23 @@ WIDTH, HEIGHT, MARGIN, COLUMNS = 360, 240, 48, 2
 CASE = re.compile(r"M(\d+) N(\d+) K(\d+)")
 
 
-def plot(rows: Sequence[Row]) -> str:
-    """The file's text.
+def plot(rows: Sequence[Row]) -> str | None:
+    """The file's text; None where no product was measured.
 
     Args:
-        rows: of the suite ``gpu``: ``case`` as ``"M1 N4096 K4096"``, ``backend``, ``tops``, and what the machine was.
-
-    Raises:
-        ValueError: there are no rows.
+        rows: of the suite ``gpu``: ``case`` as ``"M1 N4096 K4096"``, ``backend``, ``tops``, and what the machine was. Rows of
+            anything else, and rows without a figure, are left out.
     """
-    if not rows:
-        raise ValueError("there are no measured rows to draw.")
     panels: dict[tuple[str, str], dict[str, list[tuple[int, float]]]] = {}
     for row in rows:
-        m, n, k = CASE.fullmatch(row["case"]).groups()  # type: ignore[union-attr]
-        panels.setdefault((n, k), {}).setdefault(row["backend"], []).append((int(m), row["tops"]))
-    colours = {
-        name: COLOURS[i % len(COLOURS)]
-        for i, name in enumerate(dict.fromkeys(row["backend"] for row in rows))
-    }
+        found = CASE.fullmatch(row["case"])
+        if found is not None and row["tops"] is not None:
+            m, n, k = found.groups()
+            panels.setdefault((n, k), {}).setdefault(row["backend"], []).append((int(m), row["tops"]))
+    if not panels:
+        return None
+    names = dict.fromkeys(name for curves in panels.values() for name in curves)
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
     lines = -(-len(panels) // COLUMNS)
     body = [
         _panel(f"N={n}, K={k}", curves, colours, i % COLUMNS * WIDTH, 60 + i // COLUMNS * HEIGHT)

@@ -63,29 +63,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_memory()
     where = about()
     if on_gpu:
-        where |= gpu.about(torch.device("cuda", torch.cuda.current_device()))
+        where |= gpu.about(gpu.here())
     threads = (args.threads,) if args.threads is not None else THREADS.get(args.suite, (1,))
-    before, rows = torch.get_num_threads(), []
+    before, rows, stopped = torch.get_num_threads(), [], None
     console = Console(width=max(200, Console().width))
     try:
         for measured in SUITES[args.suite](threads, args.quick, args.peers):
             rows.append({"suite": args.suite, **measured, **where})
-            console.print(f"{measured['case']}: {measured['backend']}", highlight=False)
-    except PyquantError as error:
-        parser.exit(1, f"{error}\n")
+            why = f": {measured['why']}" if measured.get("why") else ""
+            console.print(f"{measured['case']}: {measured['backend']}{why}", highlight=False, markup=False)
+    except (PyquantError, KeyboardInterrupt) as error:
+        # A GPU is often someone else's, and may not be there tomorrow: its rows are kept as far as they go.
+        stopped = str(error) or "Interrupted."
+        if not on_gpu or not rows:
+            parser.exit(1, f"{stopped}\n")
     finally:
         torch.set_num_threads(before)
     console.print(table(rows))
     if not args.quick or args.json is not None:
         path = args.json or RESULTS / f"{args.suite}.jsonl"
         append(path, rows)
-        if on_gpu:
-            path.with_suffix(".svg").write_text(plot(rows), encoding="utf-8")
+        drawn = plot(rows) if on_gpu else None
+        if drawn is not None:
+            path.with_suffix(".svg").write_text(drawn, encoding="utf-8")
+    wrong = [f"{row['case']} {row['backend']}" for row in rows if gpu.WRONG in (row.get("why") or "")]
+    if stopped or wrong:
+        parser.exit(1, f"{stopped or 'not the bytes of the reference: ' + ', '.join(wrong) + '.'}\n")
     return 0
 
 
 def _figures(row: Row) -> list[str]:
-    return [key for key in row if key not in (*NAMES, *MACHINE)]
+    return [key for key in row if key not in (*NAMES, *MACHINE, *gpu.SOFTWARE)]
 
 
 def _table(rows: Sequence[Row]) -> Table:

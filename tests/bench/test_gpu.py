@@ -1,20 +1,16 @@
-"""The GPU suite without a GPU: it says so; its rows, its check and its arithmetic, with the CPU's backends in place of a GPU's."""
+"""The GPU suite without a GPU: it says so; what it computes, its check, its arithmetic and its plot. Its run: test_gpu_run.py."""
 
 from __future__ import annotations
 
-import json
 import xml.etree.ElementTree as ET
 
 import pytest
 import torch
 
-from bench import gpu, run
+from bench import gpu_cases, run
 from bench.plot import plot
 from bench.record import MACHINE
-from bench.timing import Timing
-from pyquant.errors import BackendError
-from pyquant.ops import backend
-from pyquant.ops.backend import choose, missing
+from pyquant.ops.backend import choose
 
 CPU = torch.device("cpu")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -31,86 +27,53 @@ def test_no_gpu_is_one_sentence_and_no_failure(tmp_path, capsys) -> None:
     ) == 1 and "no GPU that torch can see, so nothing was timed" in said.err
 
 
-def ticks(calls):
-    """As if each call took a microsecond longer than the one before."""
-    for call in calls:
-        call()
-    return [Timing(1.0 + i, 0.01, "cuda graph") for i in range(len(calls))]
-
-
-@pytest.fixture
-def cpu_backends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "BACKENDS", ("cuda", "cpu"))
-
-
-@pytest.mark.skipif(missing("cpu") is not None, reason=str(missing("cpu")))
-def test_rows(cpu_backends) -> None:
-    rows = list(gpu.shape_rows(32, 24, 64, CPU, ticks))
-    assert [row["backend"] for row in rows] == [
-        "cpu-w8a8",
-        "cpu-w4a8",
-        "cpu-w4a4",
-        "cublas-fp16",
-        "torch-int_mm",
-    ]
-    for i, row in enumerate(rows):
-        assert row["case"] == "M32 N24 K64" and row["us"] == 1.0 + i and row["clock"] == "cuda graph"
-        assert row["tops"] == pytest.approx(2 * 32 * 24 * 64 / (1.0 + i) / 1e6)
-        json.dumps(row, allow_nan=False)
-    traffic = {row["backend"]: row["gbps"] * row["us"] * 1e3 for row in rows}
-    assert traffic["cpu-w4a8"] == pytest.approx(32 * 64 + 24 * 64 / 2 + 4 * 32 * 24)
-    assert traffic["cublas-fp16"] == pytest.approx(2 * (32 * 64 + 24 * 64 + 32 * 24))
-    assert (
-        rows[1]["peers"] == {"cublas-fp16": 4.0 / 2.0, "torch-int_mm": 5.0 / 2.0} and rows[3]["peers"] == {}
-    )
-
-
-@pytest.mark.skipif(missing("cpu") is not None, reason=str(missing("cpu")))
-def test_a_wrong_kernel_is_not_timed(cpu_backends, monkeypatch) -> None:
-    right = backend._kernels["gemm_w4", "cpu"]
-
-    def one_off(*arguments):
-        y = right(*arguments)
-        y[-1, -1] += 1
-        return y
-
-    monkeypatch.setitem(backend._kernels, ("gemm_w4", "cpu"), one_off)
-    timed = []
-    with pytest.raises(BackendError, match=r"gemm_w4 -> cpu .* result for M=32 N=24 K=64 .* not timed"):
-        list(gpu.shape_rows(32, 24, 64, CPU, timed.append))
-    assert timed == []
-
-
 def test_float_products_are_held_to_their_bound() -> None:
-    _, width, arguments = gpu.cases(5, 16, 256, CPU)["gemm_w4a16"]
-    want = choose("gemm_w4a16", CPU, "reference", arguments).kernel(*arguments)
-    assert width == (16, 4) and gpu.right("gemm_w4a16", want, want, arguments)
+    *_, case = gpu_cases.cases((5, 16, 256), CPU)
+    assert (case.op, case.bits) == ("gemm_w4a16", (16, 4, 16))
+    want = choose(case.op, CPU, "reference", case.arguments).kernel(*case.arguments)
+    assert gpu_cases.right(case.op, want, want, case.arguments)
     for error in (0.01 * want.float().abs().mean(), torch.nan):
         wrong = want.clone()
         wrong[2, 3] += error
-        assert not gpu.right("gemm_w4a16", wrong, want, arguments)
-    assert not gpu.right("gemm_w4", want, want.flip(0), arguments)
+        assert not gpu_cases.right(case.op, wrong, want, case.arguments)
+    assert not gpu_cases.right("gemm_w4", want, want.flip(0), case.arguments)
 
 
-def test_a_call_is_what_its_graph_takes_over_the_writes_alone() -> None:
-    empty = [1.0, 1.1, 5.0, 1.2, 1.0]
-    samples = [
-        nothing + us * gpu.CALLS / 1e3 for nothing, us in zip(empty, (3.0, 5.0, 4.0, 2.0, 9.0), strict=True)
-    ]
-    timing = gpu.timing_of(samples, empty)
-    assert timing.us == pytest.approx(4.0) and timing.spread == pytest.approx((5.0 - 3.0) / 4.0)
-    with pytest.raises(BackendError, match="too busy to be measured"):
-        gpu.timing_of(empty, empty)
+@pytest.mark.parametrize(
+    "shape", [(3, 8, 64), gpu_cases.Convolution(6, 32, 16, 3), gpu_cases.Convolution(5, 8, 8, 3, 2, 8)]
+)
+def test_what_is_counted_of_a_shape(shape) -> None:
+    """The bytes are those of the operands and of the result, and codes fill their range: saturated ones would hide wrong sums."""
+    for case in gpu_cases.cases(shape, CPU):
+        y = choose(case.op, CPU, "reference", case.arguments).kernel(*case.arguments)
+        x, w = case.arguments[:2]
+        moved = sum(t.numel() * t.element_size() for t in (x, w, y))
+        assert gpu_cases.traffic(shape, case.bits) == moved, case
+        if case.op == "conv_s8":
+            assert y.float().std() > 15 and ((y == 0) | (y == 255)).float().mean() < 0.01
+    for peer in gpu_cases.peers(shape, CPU):
+        if not isinstance(shape, tuple):
+            assert peer.make()().numel() == y.numel()
 
 
-def test_shapes_span_the_rows() -> None:
-    shapes = gpu.shapes(False)
-    assert len(set(shapes)) == len(shapes)
-    assert {m for m, n, k in shapes if (n, k) in gpu.LLAMA} == {1, 4, 16, 64, 256, 1024, 4096}
-    assert set(gpu.RESNET) <= set(shapes) and len(gpu.shapes(True)) == 2
+def test_operations_of_a_convolution() -> None:
+    assert (
+        gpu_cases.operations(gpu_cases.Convolution(6, 32, 16, 3, 1, 4, images=2)) == 2 * 2 * 36 * 16 * 9 * 8
+    )
+    assert gpu_cases.operations((3, 5, 7)) == 210
 
 
-def measured(case: str, name: str, tops: float) -> dict:
+def test_shapes_span_the_rows_and_kinds() -> None:
+    shapes = gpu_cases.shapes(False)
+    assert len(set(map(gpu_cases.named, shapes))) == len(shapes)
+    products = [shape for shape in shapes if isinstance(shape, tuple)]
+    assert {m for m, n, k in products if (n, k) in gpu_cases.LLAMA} == {1, 4, 16, 64, 256, 1024, 4096}
+    assert set(gpu_cases.RESNET) <= set(shapes) and len(gpu_cases.shapes(True)) == 3
+    groups = {s.groups == s.channels for s in shapes if not isinstance(s, tuple)}
+    assert groups == {True, False}
+
+
+def measured(case: str, name: str, tops: float | None) -> dict:
     where = dict.fromkeys(MACHINE, "x") | {"device": "A <GPU>", "date": "2026-01-02T03:04:05Z"}
     return {"case": case, "backend": name, "tops": tops, **where}
 
@@ -135,8 +98,9 @@ def test_the_plot_draws_every_row() -> None:
         "b",
         "N=8, K=16",
     } <= set(text)
-    with pytest.raises(ValueError, match="no measured rows"):
-        plot([])
+    # What is no product, and what was not measured, is left out.
+    others = [measured("32 images 7x7x8 to 8", "a", 3.0), measured("M1 N8 K16", "a", None)]
+    assert plot(rows + others) == plot(rows) and plot(others) is None and plot([]) is None
 
 
 def gpu_plot_base() -> int:
