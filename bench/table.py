@@ -19,6 +19,26 @@ from bench.record import RESULTS, ROOT, Row, last_run
 
 README = ROOT / "README.md"
 BLOCK = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
+# Kernels and cases of GPUs that the README shows, of all that the results have: one of every kind, on products of Llama's shapes.
+GPU_KERNELS = (
+    ("gemm_s8_kernel", "M4096"),
+    ("gemm_s8_codes_128x128", "M4096"),
+    ("gemm_w4a8_kernel", "M4096-row"),
+    ("gemm_w4a8_signed_row_128x128", "M4096"),
+    ("gemm_w4a8_kernel", "M4096-g128"),
+    ("gemm_w4a8_signed_group_64x128", "M4096-g128"),
+    ("gemm_w4a4_signed_row_128x128", "M4096"),
+    ("gemm_w4a4_signed_group_64x128", "M4096-g128"),
+    ("gemm_w4a16_kernel", "M16-g128-bf16"),
+    ("gemm_w4a16_bf16_16x128", "M16-g128"),
+    ("conv_s8_kernel", "56x56x64-3x3"),
+    ("depthwise_s8_kernel", "56x56x144-3x3"),
+    ("fake_quantize_kernel", "rows-of-weights"),
+    ("backward_kernel", "rows-of-weights"),
+    ("quantize_rows_kernel", "K4096"),
+)
+# Architectures that it shows, and the GPU of each that bounds are for.
+GPUS = {"sm_80": "A100", "sm_90": "H100"}
 HEADLINE, OURS, PINNED = "efficientnet_lite0 batch 1", "cpu-w8a8", "avx512-w8a8"
 
 
@@ -139,11 +159,52 @@ def fashion(results: Path) -> str:
     return f"{_markdown(lines)}\n\nn = {n:,}, standard error of top-1 {_error(rows[0]['top1'], n):.1%}. {_where(rows[0])}."
 
 
+def gpu_static(results: Path) -> str:
+    """Kernels for GPUs as compiled: what was counted, and bounds."""
+    found = last_run(results / "gpu_static.jsonl")
+    if not found:
+        return _nothing("python -m bench.run gpu_static")
+    rows = {(row["kernel"], row["case"], row["target"]): row for row in found}
+    own = ("registers", "shared KiB", "blocks", "tensor share", "bytes over least", "bound µs")
+    lines = [("kernel", "case", *(f"{target} {name}" for target in GPUS for name in own))]
+    for kernel, case in GPU_KERNELS:
+        here = {target: rows.get((kernel, case, target)) for target in GPUS}
+        if any(here.values()):
+            cells = [cell for target, row in here.items() for cell in _compiled(row, GPUS[target], len(own))]
+            (backend,) = {row["backend"] for row in here.values() if row}
+            lines.append((f"{kernel} ({backend})", case, *cells))
+    spilled, targets = sum(row["spills"] > 0 for row in found), len({row["target"] for row in found})
+    first = found[0]
+    return (
+        f"{_markdown(lines)}\n\nCounted, never run on a GPU: {len(found)} kernels as compiled for {targets} targets are in "
+        f"`bench/results/gpu_static.jsonl`, {spilled or 'none'} of them with spills; commit {first['commit']}, "
+        f"{first['date'][:10]}, Triton {first['triton']}. Tensor share: of the instructions of the main loop. Bytes: those that all "
+        "blocks ask for, over operands and results once. The bound is a lower bound from the published peaks of "
+        f"{' and '.join(GPUS.values())}, and no prediction."
+    )
+
+
+def _compiled(row: Row | None, device: str, cells: int) -> Sequence[str]:
+    """What is shown of a kernel on one target; empty cells where it does not ship there."""
+    if row is None:
+        return ("",) * cells
+    share = row["tensor_share"]
+    return (
+        str(row["registers"]),
+        f"{row['shared'] / 1024:.0f}",
+        str(row["blocks"]),
+        "" if not share else f"{share:.0%}",
+        f"{row['bytes'] / row['bytes_minimum']:.1f}",
+        f"{row['lower_bound_us'][device]:.1f}",
+    )
+
+
 TABLES: Mapping[str, Callable[[Path], str]] = {
     "headline": headline,
     "network": network,
     "accuracy": accuracy,
     "fashion": fashion,
+    "gpu_static": gpu_static,
 }
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from bench import table
 from bench.record import append, last_run
+from pyquant.ops.cuda_configurations import KERNELS
 
 MACHINE = {
     "device": "AMD Test",
@@ -99,6 +100,43 @@ def test_accuracy(results):
         "n = 89, standard error of top-1 4.2%" in text and "0.999987" in text and "321 s and 2.25 GiB" in text
     )
     assert "| resnet20 fp32 | 0.9300 | 1.0000 | 1 |  |" in table.fashion(results)
+
+
+STATIC = {
+    "kernel": "gemm_s8_kernel", "case": "M4096", "backend": "triton", "registers": 250, "shared": 98304, "blocks": 1, "spills": 0,
+    "tensor_share": 0.456, "bytes": 300, "bytes_minimum": 200, "commit": "abc1234", "date": "2026-01-02T00:00:00Z", "triton": "3.9",
+}  # fmt: skip
+
+
+def test_gpu_kernels_as_compiled(tmp_path):
+    other = {"kernel": "gemm_w4a4_signed_row_128x128", "backend": "cuda", "tensor_share": None, "spills": 3}
+    rows = [
+        {**STATIC, "target": "sm_90", "lower_bound_us": {"H100": 3.21}, "registers": 168},
+        {**STATIC, "target": "sm_80", "lower_bound_us": {"A100": 7.55}},
+        {**STATIC, "target": "sm_80", "case": "M1", "lower_bound_us": {"A100": 1.0}},
+        {**STATIC, **other, "target": "sm_80", "lower_bound_us": {"A100": 2.0}},
+    ]
+    append(tmp_path / "gpu_static.jsonl", rows)
+    text = table.gpu_static(tmp_path)
+    head, _, *lines = text.splitlines()
+    assert head.count("bound µs") == 2 and "sm_90 registers" in head
+    assert lines[0] == (
+        "| gemm_s8_kernel (triton) | M4096 | 250 | 96 | 1 | 46% | 1.5 | 7.5 | 168 | 96 | 1 | 46% | 1.5 | 3.2 |"
+    )
+    # What has no tensor cores, or does not ship for a target, has empty cells.
+    assert (
+        lines[1]
+        == "| gemm_w4a4_signed_row_128x128 (cuda) | M4096 | 250 | 96 | 1 |  | 1.5 | 2.0 |  |  |  |  |  |  |"
+    )
+    assert "4 kernels as compiled for 2 targets" in text and "1 of them with spills" in text
+    assert "lower bound from the published peaks" in text and "no prediction" in text
+
+
+def test_every_gpu_kernel_that_is_shown_ships():
+    shipped = pytest.importorskip("pyquant.kernels.shipped", reason="pip install 'pyquant-engine[gpu]'")
+    cuda = {kernel.entry for kernel in KERNELS}
+    triton = {(one.function.__name__, one.case) for one in shipped.shipped("sm_80")}
+    assert [shown for shown in table.GPU_KERNELS if shown not in triton and shown[0] not in cuda] == []
 
 
 @pytest.mark.parametrize("name", table.TABLES)
