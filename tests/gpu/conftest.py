@@ -1,4 +1,4 @@
-"""The CUDA kernels, built for a CPU once for all tests; and what the emulator's tests have to tell besides their being green."""
+"""The CUDA kernels, built for a CPU and written as PTX, once for all tests; and what the emulator tells besides their being green."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.gpu.emulated_cuda import NVCC, compile_ptx
 from tests.gpu.executor import COMPILER, SANITIZE, Executor
 
 TOLD = pytest.StashKey[list[str]]()
@@ -32,3 +33,11 @@ def executor(tmp_path_factory: pytest.TempPathFactory) -> Executor:
         pytest.skip("no C++ compiler is on PATH to build the CUDA kernels' executor with")
     flags = SANITIZE if "PQ_SANITIZED" in os.environ else ()
     return Executor(tmp_path_factory.mktemp("executor"), flags=flags)
+
+
+@pytest.fixture(scope="session")
+def ptx(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What nvcc makes of this checkout's kernels for sm_80."""
+    if NVCC is None:
+        pytest.skip("nvcc is not on PATH: nothing writes the CUDA kernels' PTX")
+    return compile_ptx(tmp_path_factory.mktemp("ptx"))

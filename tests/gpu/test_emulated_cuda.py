@@ -16,7 +16,7 @@ from pyquant.ops.cuda_configurations import KERNELS, CudaKernel
 from tests.gpu import test_executor_gemm_s8 as gemm_s8
 from tests.gpu import test_executor_low_bit as low_bit
 from tests.gpu import test_executor_w4a16 as w4a16
-from tests.gpu.emulated_cuda import NVCC, EmulatedGpu, compile_ptx
+from tests.gpu.emulated_cuda import NVCC, EmulatedGpu
 
 pytestmark = pytest.mark.skipif(
     NVCC is None, reason="nvcc is not on PATH: nothing writes the CUDA kernels' PTX"
@@ -96,11 +96,6 @@ def fast(kernel: CudaKernel) -> list[str]:
     """Of a kernel's bodies the two that reach most for their time: ragged everywhere."""
     names = list(bodies(kernel))
     return [name for name in ("M17-N16-K48", "M63-N33-K64", *names[1:3]) if name in names][:2]
-
-
-@pytest.fixture(scope="module")
-def ptx(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return compile_ptx(tmp_path_factory.mktemp("ptx"))
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ from pyquant.ops.cuda_configurations import KERNELS, CudaKernel
 from tests.gpu import test_executor_gemm_s8 as cuda_s8
 from tests.gpu import test_executor_low_bit as cuda_low_bit
 from tests.gpu import test_executor_w4a16 as cuda_w4a16
-from tests.gpu.emulated_cuda import NVCC, EmulatedGpu, compile_ptx
+from tests.gpu.emulated_cuda import EmulatedGpu
 from tests.gpu.metered import Launch, Meter
 from tests.ops.w4_cases import weights
 
@@ -285,14 +285,9 @@ def test_every_triton_kernel_is_counted() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ CUDA
-needs_nvcc = pytest.mark.skipif(
-    NVCC is None, reason="nvcc is not on PATH: nothing writes the CUDA kernels' PTX"
-)
-
-
 @pytest.fixture(scope="module")
-def gpu(tmp_path_factory: pytest.TempPathFactory) -> EmulatedGpu:
-    return EmulatedGpu(compile_ptx(tmp_path_factory.mktemp("ptx")))
+def gpu(ptx: str) -> EmulatedGpu:
+    return EmulatedGpu(ptx)
 
 
 def cuda_cases() -> Iterator[Any]:
@@ -308,7 +303,6 @@ def cuda_cases() -> Iterator[Any]:
                 yield pytest.param(kernel, size, shape, id=name, marks=marks)
 
 
-@needs_nvcc
 @pytest.mark.parametrize(("kernel", "size", "shape"), list(cuda_cases()))
 def test_cuda(meter: Meter, gpu: EmulatedGpu, kernel: CudaKernel, size: int | None, shape: Any) -> None:
     m, n, k = shape
