@@ -232,6 +232,26 @@ def test_a_gpu_that_no_longer_answers_ends_the_run_and_the_rows_are_kept(
     assert by_name(rows_of(path))["cpu-w8a8"]["us"] > 0
 
 
+def test_what_fails_in_a_replay_has_a_row(cuda, network, monkeypatch) -> None:
+    def fails(samples, rounds):
+        raise RuntimeError("unspecified launch failure")
+
+    monkeypatch.setattr(gpu, "interleaved", fails)
+    rows = list(gpu.rows((1,), False, False))
+    assert {row["us"] for row in rows} == {None}
+    whys = {row["why"] for row in rows if row["backend"] == "all"}
+    assert whys == {"RuntimeError: unspecified launch failure"} and len({row["case"] for row in rows}) == 5
+
+
+def test_a_gpu_that_cannot_be_used_is_one_sentence(cuda, monkeypatch, tmp_path, capsys) -> None:
+    cuda.broken = "all CUDA-capable devices are busy or unavailable"
+    with pytest.raises(SystemExit) as stopped:
+        run.main(["gpu", "--json", str(tmp_path / "gpu.jsonl")])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 1 and said.count("\n") == 1 and "busy or unavailable" in said
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_interrupted_run_keeps_its_rows(cuda, monkeypatch, tmp_path) -> None:
     def stops(y):
         raise KeyboardInterrupt
