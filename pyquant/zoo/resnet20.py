@@ -2,16 +2,15 @@
 
 Three stages of three basic blocks with 16, 32 and 64 channels, as in He et al. 2015 (section 4.2), on 28 x 28
 grey images. Shortcuts that change the shape are 1 x 1 convolutions (option B of the paper).
-`train_resnet20.py` made the weights and wrote its recipe into their file.
+`train_fashion_mnist.py` made the weights and wrote its recipe into their file.
 """
 
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from pyquant.errors import DataError
+from pyquant.zoo.checkpoints import filled
 
 CHECKPOINT = Path(__file__).with_name("resnet20_fashion_mnist.safetensors")
 CLASSES = 10
@@ -71,23 +70,9 @@ def resnet20(weights: str | Path | None = None) -> ResNet20:
     """Build ResNet-20 with trained weights, in eval mode.
 
     Args:
-        weights: a safetensors file that `train_resnet20.py` wrote; None takes the one of this package.
+        weights: a safetensors file that `train_fashion_mnist.py` wrote; None takes the one of this package.
 
     Raises:
         DataError: the file is missing, cannot be read, or holds another model.
     """
-    path = CHECKPOINT if weights is None else Path(weights)
-    model = ResNet20()
-    try:
-        with safe_open(path, "pt") as file:
-            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise DataError(f"'{path}' is not a ResNet-20 checkpoint of train_resnet20.py: {reason}.") from error
-    return model.eval()
-
-
-def recorded_accuracy(weights: str | Path | None = None) -> float:
-    """Share of the 10,000 test images that the checkpoint got right in float32 when it was trained."""
-    with safe_open(CHECKPOINT if weights is None else weights, "pt") as file:
-        return float(file.metadata()["test_accuracy"])
+    return filled(ResNet20(), CHECKPOINT if weights is None else Path(weights))

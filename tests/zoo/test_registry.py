@@ -11,15 +11,15 @@ from pyquant.zoo.fashion_mnist import fashion_mnist
 
 @pytest.mark.parametrize("function", [zoo.load, zoo.calibration, zoo.evaluation])
 def test_unknown_name_lists_the_names(function):
-    with pytest.raises(DataError, match="no model 'vgg'; it has efficientnet_lite0, resnet20"):
+    with pytest.raises(
+        DataError, match="no model 'vgg'; it has efficientnet_lite0, resnet20, mobilenet_v2_small"
+    ):
         function("vgg")
 
 
-def test_resnet20(installed):
-    calibration, (images, accepted) = (
-        installed(zoo.calibration, "resnet20"),
-        installed(zoo.evaluation, "resnet20"),
-    )
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2_small"])
+def test_fashion_mnist_networks(installed, name):
+    calibration, (images, accepted) = installed(zoo.calibration, name), installed(zoo.evaluation, name)
     (train_images, _), (test_images, test_labels) = fashion_mnist()
     assert torch.equal(calibration, train_images[:512])
     # A view would keep all 60,000 images in memory.
@@ -27,7 +27,7 @@ def test_resnet20(installed):
     assert kept_bytes == 512 * 28 * 28 * 4
     assert torch.equal(images, test_images)
     assert accepted == [[label] for label in test_labels.tolist()]
-    model = zoo.load("resnet20")
+    model = zoo.load(name)
     assert not model.training
     with torch.no_grad():
         assert zoo.accuracy(model(images[:200]), accepted[:200]) > 0.85

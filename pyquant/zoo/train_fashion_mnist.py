@@ -1,4 +1,4 @@
-"""Trains ResNet-20 on Fashion-MNIST: ``python -m pyquant.zoo.train_resnet20 --data .data --out FILE``.
+"""Trains the zoo's small networks on Fashion-MNIST: ``python -m pyquant.zoo.train_fashion_mnist resnet20 --data .data``.
 
 One thread and fixed seeds, so a run on the same machine gives the same weights. The last epoch is what is
 saved: the test set chooses nothing, it is only reported.
@@ -10,17 +10,20 @@ import logging
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from pyquant.zoo import mobilenet_v2_small, resnet20
 from pyquant.zoo.fashion_mnist import DEVIATION, MEAN, fashion_mnist
-from pyquant.zoo.resnet20 import CHECKPOINT, ResNet20
+from pyquant.zoo.mobilenet_v2_small import MobileNetV2Small
+from pyquant.zoo.resnet20 import ResNet20
 
-LOG = logging.getLogger("pyquant.zoo.train_resnet20")
+LOG = logging.getLogger("pyquant.zoo.train_fashion_mnist")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,17 @@ class TrainingRecipe:
     shift: int = 2  # pixels, each way, at random
     mirror: float = 0.5  # share of the images mirrored left to right
     seed: int = 0
+
+
+# What makes each network of the zoo. A depthwise kernel has nine weights: the less decay, the better for it.
+NETWORKS: dict[str, tuple[type[nn.Module], TrainingRecipe, Path]] = {
+    "resnet20": (ResNet20, TrainingRecipe(), resnet20.CHECKPOINT),
+    "mobilenet_v2_small": (
+        MobileNetV2Small,
+        TrainingRecipe(epochs=12, peak_rate=0.1, weight_decay=1e-4),
+        mobilenet_v2_small.CHECKPOINT,
+    ),
+}
 
 
 def augment(images: torch.Tensor, recipe: TrainingRecipe, generator: torch.Generator) -> torch.Tensor:
@@ -56,8 +70,15 @@ def share_correct(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) 
     return sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / len(labels)
 
 
-def train(images: torch.Tensor, labels: torch.Tensor, recipe: TrainingRecipe) -> ResNet20:
+def train(
+    build: Callable[[], nn.Module], images: torch.Tensor, labels: torch.Tensor, recipe: TrainingRecipe
+) -> nn.Module:
     """Train on ``[n, 1, 28, 28]`` float32 images and ``[n]`` int64 labels.
+
+    Args:
+        build: makes the network, its weights drawn from torch's global generator.
+        images, labels: what to learn.
+        recipe: how.
 
     Returns:
         The model after the last step, in eval mode.
@@ -65,7 +86,7 @@ def train(images: torch.Tensor, labels: torch.Tensor, recipe: TrainingRecipe) ->
     generator = torch.Generator().manual_seed(recipe.seed)
     with torch.random.fork_rng():  # layers draw their first weights from the global generator
         torch.manual_seed(recipe.seed)
-        model = ResNet20()
+        model = build()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
     optimiser = torch.optim.SGD(
         model.parameters(), recipe.peak_rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
@@ -97,7 +118,7 @@ def train(images: torch.Tensor, labels: torch.Tensor, recipe: TrainingRecipe) ->
     return model.eval()
 
 
-def save(model: ResNet20, path: Path, recipe: TrainingRecipe, accuracy: float) -> None:
+def save(model: nn.Module, path: Path, recipe: TrainingRecipe, accuracy: float) -> None:
     """Write the weights, recipe and accuracy; aside first, so that no partial file is ever left."""
     header = {
         "data": "Fashion-MNIST, 60,000 training images",
@@ -115,20 +136,22 @@ def save(model: ResNet20, path: Path, recipe: TrainingRecipe, accuracy: float) -
 
 def main() -> None:
     """Train, report the accuracy on the 10,000 test images, and write the checkpoint."""
-    parser = argparse.ArgumentParser(description="Train ResNet-20 on Fashion-MNIST.")
+    parser = argparse.ArgumentParser(description="Train a network of the zoo on Fashion-MNIST.")
+    parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("--data", type=Path, help="folder that `make data` filled")
-    parser.add_argument("--out", type=Path, default=CHECKPOINT, help="checkpoint to write")
-    parser.add_argument("--epochs", type=int, default=TrainingRecipe.epochs)
+    parser.add_argument("--out", type=Path, help="checkpoint to write; the package's own by default")
+    parser.add_argument("--epochs", type=int, help="other than the network's own")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     torch.set_num_threads(1)
-    recipe = TrainingRecipe(epochs=arguments.epochs)
-    LOG.info("%s", recipe)
+    build, recipe, path = NETWORKS[arguments.network]
+    recipe = replace(recipe, epochs=arguments.epochs or recipe.epochs)
+    LOG.info("%s: %s", arguments.network, recipe)
     (images, labels), (test_images, test_labels) = fashion_mnist(arguments.data)
-    model = train(images, labels, recipe)
+    model = train(build, images, labels, recipe)
     accuracy = share_correct(model, test_images, test_labels)
     LOG.info("test accuracy %.4f", accuracy)
-    save(model, arguments.out, recipe, accuracy)
+    save(model, arguments.out or path, recipe, accuracy)
 
 
 if __name__ == "__main__":
