@@ -11,9 +11,21 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import accuracy, conv_s8, fake_quantize, gemm_s8, gemm_w4a8, gpu, gpu_static, limits, network
+from bench import (
+    accuracy,
+    conv_s8,
+    fake_quantize,
+    gemm_s8,
+    gemm_w4a8,
+    gpu,
+    gpu_static,
+    limits,
+    network,
+    paper,
+)
 from bench.plot import plot
 from bench.record import MACHINE, RESULTS, Row, append, machine
+from bench.resumed import Study, resumed
 from bench.timing import keep_memory
 from pyquant.errors import PyquantError
 from pyquant.ops.backend import missing
@@ -26,7 +38,6 @@ SUITES: Mapping[str, Callable[[Sequence[int], bool, bool], Iterator[Row]]] = {
     "gemm_s8": gemm_s8.rows,
     "gemm_w4a8": gemm_w4a8.rows,
     "fake_quantize": fake_quantize.rows,
-    "accuracy": accuracy.rows,
     "gpu": gpu.rows,
     "gpu_static": gpu_static.rows,
 }
@@ -34,14 +45,16 @@ SUITES: Mapping[str, Callable[[Sequence[int], bool, bool], Iterator[Row]]] = {
 STATIC: Mapping[str, tuple[Callable[[], Row], Callable[[Sequence[Row]], Table]]] = {
     "gpu_static": (gpu_static.built, gpu_static.table)
 }
-THREADS = {"limits": (1, 2), "network": (1, 2), "accuracy": (2,)}
+# Suites of long cases: their rows are kept as they come, and cases of the same commit that the file has are not run again.
+RESUMED: Mapping[str, Study] = {"accuracy": accuracy, "paper": paper}
+THREADS = {"limits": (1, 2), "network": (1, 2), "accuracy": (2,), "paper": (2,)}
 NAMES = ("suite", "case", "backend", "threads")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one suite, print its table, append its rows; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
-    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument("suite", choices=(*SUITES, *RESUMED))
     parser.add_argument("--json", type=Path, help="append rows here instead of bench/results/<suite>.jsonl")
     parser.add_argument("--threads", type=int, help="measure with so many threads only")
     parser.add_argument(
@@ -64,12 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     where = about()
     if on_gpu:
         where |= gpu.about(gpu.here())
+    path = None if args.quick and args.json is None else args.json or RESULTS / f"{args.suite}.jsonl"
     threads = (args.threads,) if args.threads is not None else THREADS.get(args.suite, (1,))
     before, rows, stopped = torch.get_num_threads(), [], None
     console = Console(width=max(200, Console().width))
     try:
-        for measured in SUITES[args.suite](threads, args.quick, args.peers):
-            rows.append({"suite": args.suite, **measured, **where})
+        for measured in _measured(args, threads, path, where):
+            rows.append(measured)
             why = f": {measured['why']}" if measured.get("why") else ""
             console.print(f"{measured['case']}: {measured['backend']}{why}", highlight=False, markup=False)
     except (PyquantError, KeyboardInterrupt) as error:
@@ -80,8 +94,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         torch.set_num_threads(before)
     console.print(table(rows))
-    if not args.quick or args.json is not None:
-        path = args.json or RESULTS / f"{args.suite}.jsonl"
+    if path is not None and args.suite == "paper":
+        try:
+            paper.plot(rows, path.with_suffix(".svg"))
+        except PyquantError as error:
+            parser.exit(1, f"{error}\n")
+    if path is not None and args.suite not in RESUMED:
         append(path, rows)
         drawn = plot(rows) if on_gpu else None
         if drawn is not None:
@@ -90,6 +108,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if stopped or wrong:
         parser.exit(1, f"{stopped or 'not the bytes of the reference: ' + ', '.join(wrong) + '.'}\n")
     return 0
+
+
+def _measured(
+    args: argparse.Namespace, threads: Sequence[int], path: Path | None, where: Row
+) -> Iterator[Row]:
+    """Rows of a suite as they come."""
+    if args.suite in RESUMED:
+        yield from resumed(args.suite, RESUMED[args.suite], threads, args.quick, path, where)
+        return
+    for measured in SUITES[args.suite](threads, args.quick, args.peers):
+        yield {"suite": args.suite, **measured, **where}
 
 
 def _figures(row: Row) -> list[str]:

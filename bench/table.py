@@ -28,7 +28,7 @@ GPU_KERNELS = (
     ("gemm_w4a8_kernel", "M4096-g128"),
     ("gemm_w4a8_signed_group_64x128", "M4096-g128"),
     ("gemm_w4a4_signed_row_128x128", "M4096"),
-    ("gemm_w4a4_signed_group_64x128", "M4096-g128"),
+    ("gemm_w4a4_signed_group128_64x128", "M4096-g128"),
     ("gemm_w4a16_kernel", "M16-g128-bf16"),
     ("gemm_w4a16_bf16_16x128", "M16-g128"),
     ("conv_s8_kernel", "56x56x64-3x3"),
@@ -144,19 +144,48 @@ def accuracy(results: Path) -> str:
     )
 
 
-def fashion(results: Path) -> str:
-    """ResNet-20 by recipe, on the full test set."""
+def targets(results: Path) -> str:
+    """Every case of the accuracy suite: what its integer network scores, beside nearest rounding and float."""
     rows = last_run(results / "accuracy.jsonl")
     if not rows:
         return _nothing("python -m bench.run accuracy")
-    lines = [("network", "top-1", "agreement", "weight codes of float32", "seconds to quantise")]
-    for row in rows:
-        extra = (
-            (f"{row['weight_share']:.4f}", f"{row['seconds']:.0f}") if "weight_share" in row else ("1", "")
+    head = (
+        "network",
+        "bits",
+        "method",
+        "judged on",
+        "n",
+        "top-1",
+        "fp32",
+        "nearest",
+        "agreement",
+        "nearest",
+        "KL",
+        "s",
+    )
+    lines: list[tuple[str, ...]] = [head]
+    for of, protocol in dict.fromkeys((row["of_case"], row["protocol"]) for row in rows):
+        here = {row["metric"]: row for row in rows if (row["of_case"], row["protocol"]) == (of, protocol)}
+        one, top = here["agreement"], here.get("top1")
+        bits = (
+            f"{one['budget']:g} of float32"
+            if one["budget"] is not None
+            else f"W{one['weights']}A{one['inputs']}"
         )
-        lines.append((row["case"], f"{row['top1']:.4f}", f"{row['agreement']:.4f}", *extra))
-    n = rows[0]["n"]
-    return f"{_markdown(lines)}\n\nn = {n:,}, standard error of top-1 {_error(rows[0]['top1'], n):.1%}. {_where(rows[0])}."
+        labelled = (
+            ("", "", "")
+            if top is None
+            else (_share(top, "value"), _share(top, "fp32"), _share(top, "nearest"))
+        )
+        judged = f"{protocol}, {one['calibration_images']} calibrate"
+        agreed = (f"{one['value']:.3f} ± {one['error']:.3f}", _share(one, "nearest"))
+        figures = (f"{one['n']:,}", *labelled, *agreed, f"{here['kl']['value']:.3f}", f"{one['seconds']:.0f}")
+        lines.append((one["network"], bits, one["method"], judged, *figures))
+    return f"{_markdown(lines)}\n\nSeconds are those of quantising. {_where(rows[0])}."
+
+
+def _share(row: Row, key: str) -> str:
+    return "" if row[key] is None else f"{row[key]:.3f}"
 
 
 def gpu_static(results: Path) -> str:
@@ -203,8 +232,8 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "headline": headline,
     "network": network,
     "accuracy": accuracy,
-    "fashion": fashion,
     "gpu_static": gpu_static,
+    "targets": targets,
 }
 
 

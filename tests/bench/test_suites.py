@@ -38,8 +38,8 @@ def rows_of(tmp_path, *words):
     return last_run(path)
 
 
-# Those that need labelled images, a GPU, or nothing of the machine have tests of their own.
-ELSEWHERE = {"accuracy", "gpu", *run.STATIC}
+# Those that need a GPU or nothing of the machine have tests of their own.
+ELSEWHERE = {"gpu", *run.STATIC}
 
 
 @pytest.mark.parametrize("suite", [name for name in run.SUITES if name not in ELSEWHERE])

@@ -42,18 +42,28 @@ def results(tmp_path):
     append(tmp_path / "network.jsonl", network_rows("2026-01-01T00:00:00Z", 10.0))
     append(tmp_path / "network.jsonl", network_rows("2026-01-02T00:00:00Z", 4000.0))
     (tmp_path / "demo.json").write_text(json.dumps(DEMO))
+    case = {
+        "of_case": "net W4A8",
+        "network": "net",
+        "method": "sequential",
+        "weights": 4,
+        "inputs": 8,
+        "budget": None,
+    }
+    case |= {"protocol": "split", "n": 1000, "seconds": 12.3, "calibration_images": 160}
+    values = {
+        "top1": (0.93, 0.008, 0.94, 0.5),
+        "agreement": (0.96, 0.006, 1.0, 0.6),
+        "kl": (0.0321, None, 0.0, 2.0),
+    }
+    rows = [
+        {**case, "metric": metric, **dict(zip(("value", "error", "fp32", "nearest"), each, strict=True))}
+        for metric, each in values.items()
+    ]
+    photographs = [{**row, "protocol": "photographs", "nearest": None} for row in rows[1:]]
     append(
         tmp_path / "accuracy.jsonl",
-        [
-            {
-                "case": "resnet20 fp32",
-                "top1": 0.93,
-                "agreement": 1.0,
-                "n": 10000,
-                **MACHINE,
-                "date": "2026-01-02T00:00:00Z",
-            }
-        ],
+        [row | MACHINE | {"date": "2026-01-02T00:00:00Z"} for row in rows + photographs],
     )
     return tmp_path
 
@@ -99,7 +109,14 @@ def test_accuracy(results):
     assert (
         "n = 89, standard error of top-1 4.2%" in text and "0.999987" in text and "321 s and 2.25 GiB" in text
     )
-    assert "| resnet20 fp32 | 0.9300 | 1.0000 | 1 |  |" in table.fashion(results)
+
+
+def test_targets(results):
+    lines = table.targets(results).splitlines()
+    assert lines[2:4] == [
+        "| net | W4A8 | sequential | split, 160 calibrate | 1,000 | 0.930 | 0.940 | 0.500 | 0.960 ± 0.006 | 0.600 | 0.032 | 12 |",
+        "| net | W4A8 | sequential | photographs, 160 calibrate | 1,000 |  |  |  | 0.960 ± 0.006 |  | 0.032 | 12 |",
+    ]
 
 
 STATIC = {
