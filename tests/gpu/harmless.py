@@ -60,7 +60,7 @@ class Proofs:
         if mutant.kind == "bound shifted" and _MOVED_BOUND.fullmatch(instruction.op):
             return self._bound(instruction, number)
         if mutant.kind in ("fragment registers swapped", "sign lost") and instruction.op.startswith("mma"):
-            return self._ones(mutant)
+            return self._ones(mutant) or self._equal_addends(mutant, number)
         return None
 
     def _bound(self, instruction: Instruction, number: int) -> str | None:
@@ -102,6 +102,14 @@ class Proofs:
         if ones and before[1:3] == after[1:3] and _by_row(before) == _by_row(after):
             return "the second factor is ones: all columns of the product are the same"
         return None
+
+    def _equal_addends(self, mutant: Mutant, number: int) -> str | None:
+        """A group's first product, which is added to the same number everywhere."""
+        before, after = (_vectors(text) for text in (mutant.before, mutant.after))
+        constants = {self.meaning.constant_before(number, name) for name in before[3]}
+        if mutant.kind == "sign lost" or before[:3] != after[:3] or len(constants) > 1 or None in constants:
+            return None
+        return f"what is added to is {constants.pop()} in all four registers"
 
     def _only_where_n_is_odd(self, number: int) -> bool:
         """Whether every way to an instruction takes the odd side of a branch on n's last bit."""

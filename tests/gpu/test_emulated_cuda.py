@@ -32,6 +32,10 @@ TAILS = [8 * eight + more for eight in range(16) for more in (2, 3)]
 WORDS = [4, 12, 60, 68, 124, 132]
 
 
+# Tiles of columns that leave the last place of a grid's bands empty, right behind the last column.
+BANDS = 11
+
+
 def tails(kernel: CudaKernel) -> list[tuple[int, int]]:
     """M and N: every such width, and every eight rows of a block's tile the last, with an even and an odd width."""
     rows, columns, _ = kernel.tile
@@ -45,6 +49,13 @@ def low_bit_tails(gpu: EmulatedGpu, kernel: CudaKernel, size: int | None) -> Non
         case = low_bit.drawn(kernel, (m, n, k), size, True, 4, "each", True, seed=n)
         got = low_bit.run(gpu, kernel, case, k, size, True, 4)
         assert low_bit.same_bytes(got, low_bit.wanted(kernel, case, k, size, True, 4)), (m, n)
+
+
+def low_bit_bands(gpu: EmulatedGpu, kernel: CudaKernel, size: int | None) -> None:
+    shape = (1, BANDS * kernel.tile[1], size or 32)
+    case = low_bit.drawn(kernel, shape, size, True, 4, "each", True, seed=1)
+    got = low_bit.run(gpu, kernel, case, shape[2], size, True, 4)
+    assert low_bit.same_bytes(got, low_bit.wanted(kernel, case, shape[2], size, True, 4))
 
 
 def w4a16_tails(gpu: EmulatedGpu, kernel: CudaKernel, splits: int) -> None:
@@ -71,6 +82,7 @@ def bodies(kernel: CudaKernel) -> Bodies:
         for m, n, k in (*gemm_s8.SHAPES, (129, 144, 96), (128, 129, 16)):
             found[f"M{m}-N{n}-K{k}"] = lambda gpu, shape=(m, n, k): check(gpu, kernel, shape)
         found["tails"] = lambda gpu: [check(gpu, kernel, (5, n, 48)) for n in (*TAILS, *WORDS)]
+        found["bands"] = lambda gpu: check(gpu, kernel, (1, BANDS * kernel.tile[1], 16))
         if kernel in gemm_s8.CODES:
             found["extremes"] = lambda gpu: gemm_s8.test_extremes_and_ties(gpu, kernel)
     for size in [size for one, size in low_bit.LOW_BIT if one is kernel]:
@@ -79,6 +91,7 @@ def bodies(kernel: CudaKernel) -> Bodies:
                 gpu, kernel, size, at
             )
         found[f"group-{size}-tails"] = lambda gpu, size=size: low_bit_tails(gpu, kernel, size)
+        found[f"group-{size}-bands"] = lambda gpu, size=size: low_bit_bands(gpu, kernel, size)
         found[f"group-{size}-extremes"] = lambda gpu, size=size: low_bit.test_extremes(gpu, kernel, size)
     if kernel in w4a16.MULTIPLY:
         for at in range(len(w4a16.CASES)):

@@ -54,6 +54,38 @@ def test_text() -> None:
 
 
 @pytest.mark.parametrize(
+    ("register", "before", "constant"),
+    [
+        ("%r10", "mov.u32 %r12", "5"),
+        ("%r11", "mov.u32 %r12", "5"),
+        ("%r10", "mov.u32 %r13", "6"),
+        ("%r11", "mov.u32 %r13", "5"),
+        ("%r12", "mov.u32 %r14", None),  # written where %q0 says so
+        ("%r11", "mov.u32 %r15", None),  # from elsewhere too
+        ("%r10", "mov.u32 %r16", None),  # added to
+        ("7", "mov.u32 %r16", "7"),
+    ],
+)
+def test_constant_before(register: str, before: str, constant: str | None) -> None:
+    body = """mov.u32 %r10, 5;
+mov.u32 %r11, %r10;
+setp.eq.s32 %q0, %r10, 5;
+mov.u32 %r12, %r10;
+mov.u32 %r10, 6;
+mov.u32 %r13, %r10;
+@%q0 mov.u32 %r12, 3;
+mov.u32 %r14, 1;
+BACK:
+mov.u32 %r15, 1;
+add.s32 %r10, %r10, 1;
+mov.u32 %r16, %r10;
+@%q0 bra BACK;"""
+    kernel = read(program(body, 1), "snippet")
+    [number] = [i for i, one in enumerate(kernel.instructions) if one.text.startswith(before)]
+    assert Meaning(kernel).constant_before(number, register) == constant
+
+
+@pytest.mark.parametrize(
     ("register", "of_length", "multiple"),
     [
         ("%r1", 16, 1),

@@ -43,6 +43,13 @@ mov.u32 %r10, 16843009;
 mov.u32 %r11, 16843010;
 MMA, {%r24, %r25, %r26, %r27}, {%r10, %r10}, {%r20, %r21, %r22, %r23};
 MMA, {%r24, %r25, %r26, %r27}, {%r11, %r11}, {%r20, %r21, %r22, %r23};
+mov.u32 %r28, 99;
+mov.u32 %r20, %r28;
+mov.u32 %r21, %r28;
+mov.u32 %r22, 99;
+mov.u32 %r23, %r22;
+MMA, {%r24, %r25, %r26, %r27}, {%r13, %r12}, {%r20, %r21, %r22, %r23};
+MMA, {%r24, %r25, %r26, %r27}, {%r12, %r13}, {%r20, %r21, %r22, %r23};
 add.s32 %r12, %r1, 63;
 shr.s32 %r13, %r12, 31;
 shr.u32 %r14, %r13, 26;
@@ -110,6 +117,16 @@ def test_columns_of_ones_may_change_places() -> None:
         ]
     )
     assert not any(map(PROOFS.why, mutants("fragment registers swapped", "{%r11")))
+
+
+def test_equal_addends_may_change_places() -> None:
+    """Those of the first product after they were set; its result, and what the next one adds to, may not."""
+    first, second = ("{%r13, %r12}", "{%r12, %r13}")
+    explained = [one.after for one in mutants("fragment registers swapped", first) if PROOFS.why(one)]
+    assert len(explained) == 3 and all(text.count("{%r20, %r21, %r22, %r23}") == 1 for text in explained)
+    assert all(text.index("{%r20") < text.index("{%r24") for text in explained)
+    assert not any(map(PROOFS.why, mutants("fragment registers swapped", second)))
+    assert not any(map(PROOFS.why, mutants("sign lost", first)))
 
 
 def test_ones_have_no_sign() -> None:

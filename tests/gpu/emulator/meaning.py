@@ -18,6 +18,13 @@ _MOVES = ("mov", "cvta", "cvt")
 _SUMS = ("add", "sub", "selp", "min", "max", *_MOVES)
 
 
+def _targets(instruction: Instruction) -> list[str]:
+    """The registers that an instruction writes."""
+    if instruction.op.split(".")[0] in _STORES or not instruction.operands:
+        return []
+    return [name for target in instruction.operands[0].split("|") for name in vector(target.strip())]
+
+
 class Meaning:
     """Names for what a kernel's registers hold.
 
@@ -38,10 +45,9 @@ class Meaning:
         }
         self.writers: dict[str, list[Instruction]] = {}
         for instruction in kernel.instructions:
-            if instruction.op.split(".")[0] not in _STORES and instruction.operands:
-                for target in re.split(r"\|", instruction.operands[0]):
-                    for name in vector(target.strip()):
-                        self.writers.setdefault(name, []).append(instruction)
+            for name in _targets(instruction):
+                self.writers.setdefault(name, []).append(instruction)
+        self.kernel = kernel
 
     def of(self, operand: str, depth: int = 6) -> str:
         """``add(row_bytes, 63)``: an operand by what it was computed from, where only one instruction ever writes it.
@@ -65,6 +71,20 @@ class Meaning:
     def text(self, instruction: Instruction, depth: int = 6) -> str:
         """``setp.gt.s32 row_bytes, 0``: an instruction by what it reads."""
         return f"{instruction.op} {', '.join(self.of(source, depth) for source in instruction.operands[1:])}"
+
+    def constant_before(self, number: int, operand: str) -> str | None:
+        """The number that an operand is just before an instruction, if the straight run of code up to there says so."""
+        begins = set(self.kernel.labels.values())
+        while not _NUMBER.fullmatch(operand):
+            if number in begins or number == 0:
+                return None
+            number -= 1
+            writer = self.kernel.instructions[number]
+            if operand in _targets(writer):
+                if writer.op.split(".")[0] != "mov" or writer.guard is not None:
+                    return None
+                operand = writer.operands[1]
+        return operand
 
     def multiple(self, operand: str) -> int:
         """A power of two that every value of an operand is a multiple of, overflown or not; 0 if it is always 0.
