@@ -127,9 +127,9 @@ KERNELS: tuple[CudaKernel, ...] = (
         "gemm_w4a4",
         (
             ("row", (None,), 128, 128, 128, 3),
-            ("group128", (128,), 64, 128, 128, 4),
-            ("group64", (64,), 64, 128, 128, 4),
-            ("group32", (32,), 64, 128, 128, 4),
+            ("row", (None,), 64, 64, 128, 4),
+            ("row", (None,), 16, 128, 128, 4),
+            *((f"group{size}", (size,), rows, 128, 128, 4) for size in (128, 64, 32) for rows in (64, 16)),
         ),
     ),
     *_low_bit(
