@@ -54,9 +54,14 @@ class ConvCall(NamedTuple):
 
     @property
     def in_place(self) -> bool:
-        """Whether every output sees one pixel of all channels, and every pixel is seen by one."""
+        """Whether every output sees one pixel, and every pixel is seen by one."""
         pixel = tuple(self.weight.shape[1:3]) == tuple(self.stride) == (1, 1)
-        return pixel and self.groups == 1 and not any(self.padding)
+        return pixel and not any(self.padding)
+
+    @property
+    def product(self) -> bool:
+        """Whether this is a product of matrices as they lie, with nothing to add."""
+        return self.in_place and self.groups == 1 and self.residual is None
 
 
 def output_size(
@@ -72,6 +77,27 @@ def output_size(
         for i in range(2)
     )
     return oh, ow
+
+
+# Bytes of a grouped weight as one of all channels, up to which a matrix product is still a way to compute with it.
+DENSE = 64 << 20
+
+
+def dense(weight: Tensor, groups: int) -> Tensor:
+    """A grouped weight as one of all channels.
+
+    Args:
+        weight: ``[N, KH, KW, C / groups]``.
+
+    Returns:
+        ``[N, KH, KW, C]``, 0 at the channels of other groups; ``weight`` itself where there is one group.
+    """
+    if groups == 1:
+        return weight
+    n, kh, kw, c = weight.shape
+    wide, each = weight.new_zeros(groups, n // groups, kh, kw, groups, c), range(groups)
+    wide[each, :, :, :, each] = weight.reshape(groups, n // groups, kh, kw, c)
+    return wide.reshape(n, kh, kw, groups * c)
 
 
 def windows(

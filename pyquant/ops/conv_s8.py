@@ -53,8 +53,7 @@ def conv_s8(
         padding: ``(top, left, bottom, right)``.
         groups: divides ``C`` and ``N``.
         residual: codes shaped like the result, uint8, their zero point, and ``s_r / s_y``.
-        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``, which takes one group; all give the same
-            bytes.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``; all give the same bytes.
 
     Returns:
         ``[B, OH, OW, N]`` uint8.

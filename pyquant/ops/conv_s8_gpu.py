@@ -11,7 +11,7 @@ from torch import Tensor
 from pyquant import reference
 from pyquant.ops.backend import Unserved, prefer, register
 from pyquant.ops.checks import INT32_MAX
-from pyquant.ops.conv_call import ConvCall, windows
+from pyquant.ops.conv_call import DENSE, ConvCall, dense, windows
 from pyquant.ops.cuda_launch import Launch, fit
 from pyquant.ops.gemm_s8 import correction, multiply_on_cuda, multiply_on_triton
 from pyquant.ops.kept import kept
@@ -24,9 +24,10 @@ _MOST = INT32_MAX - (1 << 12)
 @prefer("conv_s8")
 def _order(*arguments: Any) -> tuple[str, ...]:
     # Triton's kernels read x where it lies and add the residual as they go. The cuda backend has products of matrices: it
-    # copies each window, KH KW times the bytes of x to write and to read again, and adds to float32 results in torch.
+    # copies each window, KH KW times the bytes of x to write and to read again, adds to float32 results in torch, and
+    # multiplies every channel by every group.
     call = ConvCall(*arguments)
-    if call.in_place and call.added is None:
+    if call.product:
         return "cuda", "triton", "reference"
     return "triton", "cuda", "reference"
 
@@ -39,7 +40,7 @@ def _plan_triton(device: torch.device, *arguments: Any) -> Planned:
     pixels = images * call.out[0] * call.out[1]
     if max(pixels, height * width * channels) > _MOST:
         raise Unserved("the batch has more pixels, or an image more codes, than int32 counts; split it")
-    if call.in_place and call.added is None:
+    if call.product:
         # The same product, with a table of tiles for few rows too.
         return planned("gemm_s8", device, m=pixels, n=n, k=channels)
     return planned(
@@ -93,8 +94,9 @@ class _Windows:
 
 def _plan_cuda(device: torch.device, *arguments: Any) -> _Windows:
     call = ConvCall(*arguments)
-    if call.groups != 1:
-        raise Unserved("its channels are in groups")
+    size = call.weight.numel() * call.groups
+    if call.groups != 1 and size > DENSE:
+        raise Unserved(f"its weight, in {call.groups} groups, would be {size} bytes as one of all channels")
     op = "gemm_s8" if call.added is None else "gemm_s8_float"
     launch = fit(op, device, call.x.shape[0] * call.out[0] * call.out[1], call.weight.shape[0])
     return _Windows(launch, not call.in_place)
@@ -105,7 +107,9 @@ def _cuda(plan: _Windows, *arguments: Any) -> Tensor:
     call = ConvCall(*arguments)
     kernel = (call.weight.shape[1], call.weight.shape[2])
     rows = windows(call.x, kernel, call.stride, call.padding, call.dilation, call.x_zero)
-    given = rows.flatten(0, 2), call.weight, call.multiplier, call.bias, call.x_zero
+    # Groups that do not reach a channel multiply it by 0.
+    weight = call.weight if call.groups == 1 else kept("cuda dense", dense, call.weight, call.groups)
+    given = rows.flatten(0, 2), weight, call.multiplier, call.bias, call.x_zero
     y = multiply_on_cuda(plan.launch, *given, *(call.bounds if call.added is None else ()))
     y = y.reshape(*rows.shape[:3], -1)
     return y if call.added is None else reference.to_codes(y, *call.bounds, call.added)

@@ -2,7 +2,7 @@
 
 The steps are the reference's, on the device, except for what takes the time: convolutions, linear layers among them, are the
 op ``conv_s8`` by the kernels of triton or cuda, whose page says which of the two comes first. One that ends in floats is a
-matrix product of its windows, or of grouped channels a sum by taps in plain torch.
+matrix product of its windows.
 
 Nothing here has run on a GPU yet. What has, on a CPU and byte for byte: the steps, with the CUDA kernels executed by the tests'
 executor and with Triton's in its interpreter; and the rules of which call replays what, with a graph that only says it is one.
@@ -25,7 +25,7 @@ import pyquant.ops.conv_s8  # noqa: F401 (registers what is chosen from)
 from pyquant.errors import BackendError
 from pyquant.ops.backend import Choice, choose
 from pyquant.ops.checks import check_accumulator
-from pyquant.ops.conv_call import windows
+from pyquant.ops.conv_call import DENSE, dense, windows
 from pyquant.ops.cuda_launch import index_of, stream_of
 from pyquant.ops.tuned import read as tiles_of
 from pyquant.runtime.execute_reference import ReferenceExecutor, to_torch_layout
@@ -107,14 +107,15 @@ class GpuSteps(ReferenceExecutor):
             weight = weight - zero[:, None, None, None]
         check_accumulator(weight[0].numel(), op.attributes["x_zero"], weight, op.name)
         why = None
-        if op.attributes["groups"] != 1 and self._ends_in_floats(op):
-            why = "its channels are in groups and its results floats"
+        groups, floats = op.attributes["groups"], self._ends_in_floats(op)
+        if floats and groups != 1 and weight.numel() * groups > DENSE:
+            why = f"its results are floats, and its {groups} groups too wide to be one"
         elif int(weight.min()) < -128 or int(weight.max()) > 127:
             why = "its weight less the zero point does not fit int8"
         if why is None:
             weight = weight.to(torch.int8).contiguous()
-            rows = weight.flatten(1) if self._ends_in_floats(op) else weight
-            self.laid[op.output] = rows.to(self.device)
+            laid = dense(weight, groups).flatten(1) if floats else weight
+            self.laid[op.output] = laid.to(self.device)
             del self.weights[op.output]
             return
         self.weights[op.output] = self.weights[op.output].to(self.device)

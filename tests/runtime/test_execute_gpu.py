@@ -17,8 +17,9 @@ from torch.nn import functional
 
 from pyquant.errors import BackendError, DTypeError, ShapeError
 from pyquant.ops import backend as backends
+from pyquant.ops import conv_s8_gpu
 from pyquant.ops.backend import missing
-from pyquant.ops.conv_call import windows
+from pyquant.ops.conv_call import dense, windows
 from pyquant.runtime import execute_gpu
 from pyquant.runtime.execute_gpu import GRAPHS, GpuExecutor, GpuSteps
 from pyquant.runtime.execute_reference import ReferenceExecutor
@@ -76,6 +77,16 @@ def test_windows_are_what_unfold_gives(kernel, stride, padding, dilation) -> Non
         assert got.data_ptr() == x.data_ptr()
 
 
+def test_a_grouped_weight_as_one_of_all_channels() -> None:
+    weight = torch.arange(1, 6 * 2 * 3 * 2 + 1).reshape(6, 2, 3, 2)
+    wide = dense(weight, 3)
+    assert wide.shape == (6, 2, 3, 6) and dense(weight, 1) is weight
+    for n in range(6):
+        group = n // 2
+        assert torch.equal(wide[n, :, :, 2 * group : 2 * group + 2], weight[n])
+        assert int(wide[n].sum()) == int(weight[n].sum())
+
+
 def served(patch: pytest.MonkeyPatch, *names: str) -> None:
     """Have these backends, and the reference, take CPU tensors and no others."""
     patch.setattr(backends, "missing", lambda name: None if name in (*names, "reference") else "not here")
@@ -85,19 +96,21 @@ def served(patch: pytest.MonkeyPatch, *names: str) -> None:
 
 def test_a_pinned_backend_refuses_what_it_has_no_kernel_for(monkeypatch: pytest.MonkeyPatch) -> None:
     served(monkeypatch, "triton", "cuda")
+    for page in (conv_s8_gpu, execute_gpu):
+        monkeypatch.setattr(page, "DENSE", 8 * 9 * 8 - 1)
     writer = Writer(1)
     x = writer.codes_input(6, 6, 8)
     grouped = writer.conv(x, 8, (3, 3), groups=8)
     with pytest.raises(
         BackendError,
-        match=r"'conv0' of the program: backend='cuda' cannot serve conv_s8 on cpu: its channels are in groups; use reference",
+        match=r"'conv0' of the program: backend='cuda' cannot serve conv_s8 on cpu: its weight, in 8 groups, would be 576 bytes as",
     ):
         GpuSteps(writer.program(grouped), "cpu", "cuda")
     case = writer.program(writer.conv(grouped, 8, (3, 3), groups=8, float_rank=3))
     for name in ("triton", "cuda"):
         with pytest.raises(
             BackendError,
-            match=rf"backend='{name}' cannot serve 'conv1': its channels are in groups and its results floats; use auto or ref",
+            match=rf"backend='{name}' cannot serve 'conv1': its results are floats, and its 8 groups too wide to be one; use",
         ):
             GpuSteps(case, "cpu", name)
     inputs = writer.batch(2)

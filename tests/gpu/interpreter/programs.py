@@ -27,13 +27,8 @@ def check(device, network=None, seed=None, first=None):
         kernels = {choice.configuration.name for choice in steps.choices.values()}
         assert kernels == {"conv_s8", "depthwise_s8", "gemm_s8"}, kernels
     else:
-        served = 0
         for number in range(first, first + 10):
-            program, inputs = random_conv(number)
-            op = program.ops[-1]
-            if op.attributes["groups"] == 1 or program.values[op.output].kind == "codes":
-                served += len(same(device, program, inputs).choices)
-        assert served >= 6, served
+            assert len(same(device, *random_conv(number)).choices) == 1
 
 
 def same(device, program, inputs):
