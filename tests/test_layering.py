@@ -12,11 +12,13 @@ PACKAGE = ROOT / "pyquant"
 # From the top of the house down; a module imports its own floor or a lower one. Longest prefix wins.
 FLOORS = [
     ("pyquant.__main__",),
-    ("pyquant.cli",),
+    ("pyquant.cli", "pyquant.tables", "pyquant.entries"),
     ("pyquant",),
     ("pyquant.pipeline",),
+    ("pyquant.diagnosis",),
+    ("pyquant.allocation",),
     ("pyquant.steps", "pyquant.runtime"),
-    ("pyquant.moments", "pyquant.fidelity"),
+    ("pyquant.moments", "pyquant.fidelity", "pyquant.costs"),
     ("pyquant.model",),
     ("pyquant.capture",),
     (
@@ -30,7 +32,7 @@ FLOORS = [
     ("pyquant.graph",),
     ("pyquant.layers", "pyquant.quantizer"),
     ("pyquant.ops",),
-    ("pyquant.reference", "pyquant.grid", "pyquant.selection"),
+    ("pyquant.reference", "pyquant.grid", "pyquant.selection", "pyquant.journal"),
     ("pyquant.zoo",),
     ("pyquant.errors", "pyquant.kernels", "pyquant._C"),
 ]
