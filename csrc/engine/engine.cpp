@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <stdexcept>
 
@@ -38,6 +39,11 @@ bool turned(const Value& value) {
 }
 
 int64_t tight_row(const Value& value) { return value.shape.width * value.pixel_stride; }
+
+int64_t now() {
+  const auto time = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(time).count();
+}
 
 int64_t image_bytes(const Value& value) { return value.shape.height * tight_row(value); }
 
@@ -184,8 +190,12 @@ void Engine::keep_workspace(std::unique_ptr<Workspace> workspace) const {
 
 // Each thread takes images of its own through the whole program, so that none waits for another; what is left over, or a
 // batch smaller than the threads, they share step by step.
-void Engine::run(const void* const* inputs, void* const* outputs, int64_t batch, int threads) const {
+void Engine::run(const void* const* inputs, void* const* outputs, int64_t batch, int threads,
+                 int64_t* nanoseconds) const {
   threads = std::min(threads, kMostThreads);
+  if (nanoseconds != nullptr && threads > 1 && batch > 1) {
+    throw std::invalid_argument("only a run of one image, or in one thread, can be timed step by step");
+  }
   std::unique_ptr<Workspace> workspace = take_workspace();
   workspace->arena.grow(memory(batch, threads));
   if (workspace->buffers.size() < values_.size() * threads) workspace->buffers.resize(values_.size() * threads);
@@ -198,12 +208,12 @@ void Engine::run(const void* const* inputs, void* const* outputs, int64_t batch,
     parallel_for(threads, threads, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
         run_part({inputs, outputs, t * alone, alone, 1, arena + t * plan_.bytes(alone), scratch,
-                  buffers + t * static_cast<int64_t>(values_.size())});
+                  buffers + t * static_cast<int64_t>(values_.size()), nanoseconds});
       }
     });
   }
   const int64_t done = alone * threads;
-  if (done < batch) run_part({inputs, outputs, done, batch - done, threads, arena, scratch, buffers});
+  if (done < batch) run_part({inputs, outputs, done, batch - done, threads, arena, scratch, buffers, nanoseconds});
   keep_workspace(std::move(workspace));
 }
 
@@ -238,8 +248,10 @@ void Engine::run_part(const Part& part) const {
       for (int64_t s = stage.begin; s < stage.end; ++s) {
         const Step& step = *steps_[s];
         const Value& value = values_[step.output];
+        const int64_t begin = part.nanoseconds == nullptr ? 0 : now();
         if (value.halo_code >= 0) fill_halo(value, part.buffers[step.output], images, part.threads);
         step.run(frame);
+        if (part.nanoseconds != nullptr) part.nanoseconds[step.output] += now() - begin;
       }
     }
   }

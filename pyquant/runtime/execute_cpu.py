@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from pyquant.runtime.inputs import checked_inputs, dims
 from pyquant.runtime.program import Op, Program, Value
 from pyquant.runtime.section import write_section
 
+# A call that had the processor for less than this share of its time was interrupted.
+UNINTERRUPTED = 0.95
+
 
 @dataclass(frozen=True)
 class Region:
@@ -28,6 +32,21 @@ class Region:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     engine: Any
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One call with a clock on every op.
+
+    Args:
+        ops: nanoseconds of each op by the name of its output; 0 where it is a view of its input.
+        whole: nanoseconds of the call.
+        interrupted: another process had the processor for a part of it; never known of several threads.
+    """
+
+    ops: dict[str, int]
+    whole: int
+    interrupted: bool
 
 
 class CpuExecutor:
@@ -72,23 +91,48 @@ class CpuExecutor:
             ShapeError: a shape or the number of inputs is wrong, or the batch is empty.
             DTypeError: a dtype or device is wrong.
         """
+        return self._call(inputs, None)
+
+    def timed(self, *inputs: Tensor) -> Timed:
+        """Run one batch with a clock on every op.
+
+        Raises:
+            BackendError: several images in several threads, which work on different ops at the same time.
+        """
+        if inputs and len(inputs[0]) > 1 and self.threads > 1:
+            raise BackendError(
+                f"{len(inputs[0])} images in {self.threads} threads cannot be timed op by op; give one image, or use one thread."
+            )
+        taken: dict[str, int] = {}
+        whole, interrupted = stopwatch(lambda: self._call(inputs, taken), self.threads)
+        return Timed(taken, whole, interrupted)
+
+    def _call(self, inputs: Sequence[Tensor], taken: dict[str, int] | None) -> tuple[Tensor, ...]:
         given = checked_inputs(self.program, inputs, torch.device("cpu"))
         values: dict[str, Any] = dict(zip(self.program.inputs, given, strict=True))
         batch = inputs[0].shape[0]
         for region in self.regions:
             if region.engine is None:
-                op = region.ops[0]
+                op, begin = region.ops[0], time.perf_counter_ns()
                 values[op.output] = run_aten(op, [values[name] for name in op.inputs], batch)
+                if taken is not None:
+                    taken[op.output] = time.perf_counter_ns() - begin
             else:
-                values.update(self._run(region, values, batch))
+                values.update(self._run(region, values, batch, taken))
         return tuple(values[name] for name in self.program.outputs)
 
-    def _run(self, region: Region, values: dict[str, Any], batch: int) -> dict[str, Tensor]:
+    def _run(
+        self, region: Region, values: dict[str, Any], batch: int, taken: dict[str, int] | None
+    ) -> dict[str, Tensor]:
         inputs = [self._for_engine(name, values[name], batch) for name in region.inputs]
         outputs = {name: self._empty(self.program.values[name], batch) for name in region.outputs}
-        region.engine.run(
-            [x.data_ptr() for x in inputs], [y.data_ptr() for y in outputs.values()], batch, self.threads
-        )
+        addresses = [x.data_ptr() for x in inputs], [y.data_ptr() for y in outputs.values()]
+        if taken is None:
+            region.engine.run(*addresses, batch, self.threads)
+        else:
+            # What comes first are the inputs, which no step makes.
+            of_ops = region.engine.run_timed(*addresses, batch, self.threads)[len(inputs) :]
+            taken.update(zip((op.output for op in region.ops), of_ops, strict=True))
         return outputs
 
     def _for_engine(self, name: str, x: Any, batch: int) -> Tensor:
@@ -144,6 +188,14 @@ class CpuExecutor:
         outputs = tuple(op.output for op in ops if op.output in wanted)
         engine = None if ops[0].kind == "aten" else load(self.program, ops, inputs, outputs, self.isa)
         return Region(tuple(ops), inputs, outputs, engine)
+
+
+def stopwatch(call: Callable[[], Any], threads: int) -> tuple[int, bool]:
+    """Nanoseconds of a call, and whether another process interrupted it, which the time of a single thread tells."""
+    begin, began = time.perf_counter_ns(), time.thread_time_ns()
+    call()
+    whole, worked = time.perf_counter_ns() - begin, time.thread_time_ns() - began
+    return whole, threads == 1 and worked < UNINTERRUPTED * whole
 
 
 # ----------------------------------------------------------------------------------------------- the engine
