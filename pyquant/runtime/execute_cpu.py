@@ -40,12 +40,10 @@ class Timed:
 
     Args:
         ops: nanoseconds of each op by the name of its output; 0 where it is a view of its input.
-        whole: nanoseconds of the call.
         interrupted: another process had the processor for a part of it; never known of several threads.
     """
 
     ops: dict[str, int]
-    whole: int
     interrupted: bool
 
 
@@ -104,8 +102,8 @@ class CpuExecutor:
                 f"{len(inputs[0])} images in {self.threads} threads cannot be timed op by op; give one image, or use one thread."
             )
         taken: dict[str, int] = {}
-        whole, interrupted = stopwatch(lambda: self._call(inputs, taken), self.threads)
-        return Timed(taken, whole, interrupted)
+        _, interrupted = stopwatch(lambda: self._call(inputs, taken), self.threads)
+        return Timed(taken, interrupted)
 
     def _call(self, inputs: Sequence[Tensor], taken: dict[str, int] | None) -> tuple[Tensor, ...]:
         given = checked_inputs(self.program, inputs, torch.device("cpu"))

@@ -13,7 +13,7 @@ import platform
 import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ Bits = tuple[int, int]
 ROUNDS = 40
 # Runs that another process interrupts do not count: so many times the rounds are tried.
 TRIES = 8
+# Calls before one that counts: networks take turns, and leave each other cold caches.
+WARM = 3
 # What tells one op's time from another's, beside its kind, its shapes and which tensors it has.
 GEOMETRY = ("kernel", "stride", "padding", "dilation", "groups", "window", "weight_bits", "op")
 
@@ -119,8 +121,9 @@ def measured(program: Program, threads: int = 1, rounds: int = ROUNDS) -> int:
     executor, inputs = CpuExecutor(program, threads), _inputs(program)
     samples = []
     for _ in range(TRIES * rounds):
-        executor(*inputs)
-        samples.append(stopwatch(lambda: executor(*inputs), threads))
+        for _ in range(WARM):
+            executor(*inputs)
+        samples.append(stopwatch(partial(executor, *inputs), threads))
         if sum(not interrupted for _, interrupted in samples) == rounds:
             break
     clean = [whole for whole, interrupted in samples if not interrupted]
@@ -173,15 +176,18 @@ def _times(
             if done[pair] == rounds:
                 continue
             inputs = _inputs(program)
-            executors[pair](*inputs)
+            for _ in range(WARM):
+                executors[pair](*inputs)
             timed = executors[pair].timed(*inputs)
+            # Once more without the clocks, which take time themselves.
+            whole, interrupted = stopwatch(partial(executors[pair], *inputs), threads)
             # On a machine that is never quiet, what was interrupted is better than nothing.
-            if timed.interrupted and turn < (TRIES - 1) * rounds:
+            if (timed.interrupted or interrupted) and turn < (TRIES - 1) * rounds:
                 continue
             done[pair] += 1
             for op in program.ops:
                 samples.setdefault(_key(where, op, program), []).append(timed.ops[op.output])
-            rest = timed.whole - sum(timed.ops.values())
+            rest = max(0, whole - sum(timed.ops.values()))
             samples.setdefault(_rest_key(where, program), []).append(rest)
     for key, values in samples.items():
         if key not in known:
