@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
-from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from pyquant import allocation
+from pyquant.allocation import LATENCY, Limits, Study, additivity, allowed, check_limits, plan_of
 from pyquant.capture import example_of
+from pyquant.costs import float_bytes, weight_bytes
 from pyquant.data import load_batches, read_once
 from pyquant.errors import BudgetError, DataError, GridError, SiteError
 from pyquant.grid import Grid
-from pyquant.model import QModel, SiteWeights, check_bits, nearest_weights, prepare, with_bits, with_ranges
-from pyquant.regions import source
+from pyquant.journal import Journal
+from pyquant.model import QModel, check_bits, nearest_weights, prepare, with_bits, with_ranges
+from pyquant.runtime.latency import latencies
 from pyquant.runtime.net import Net, deploy
 from pyquant.steps.adaquant import adaquant, candidates
-from pyquant.steps.allocate import (
-    Allocation,
-    Choice,
-    Tie,
-    minimise_cost,
-    minimise_degradation,
-    monotone,
-    smallest_feasible,
-)
+from pyquant.steps.allocate import Allocation, Tie
 from pyquant.steps.bias_tune import bias_tune
 from pyquant.steps.bn_tune import bn_tune
 from pyquant.steps.calibrate import calibrate
-from pyquant.steps.sensitivity import sensitivity
+from pyquant.steps.sensitivity import edges, filled, sensitivity
+
+__all__ = [
+    "RECIPES", "Recipe", "Study", "allocate", "assemble", "examine", "float_bytes", "pareto", "quantize", "quantize_model",
+    "weight_bytes",
+]  # fmt: skip
 
 Progress = Callable[[str, int, int], None]
 Bits = tuple[int, int]
+Widths = int | Sequence[int] | None
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,12 @@ class Recipe:
         name: for reports.
         choices: (weight bits, input bits) that every site may have; one choice needs no allocation.
         budget: bytes of the weight codes over bytes of the float32 weights, at most; in (0, 1], None leaves it open.
-        max_degradation: the other direction: the least bytes whose predicted degradation stays below this.
+        budgets: further limits by the name of a cost, any number at once: ``weight_bytes``, ``bops``, ``activation_bytes`` (see
+            :mod:`pyquant.costs`) and ``latency_ns``, measured on this machine with our kernels. Above 1 in the cost's own unit, at
+            most 1 as a share of the float32 network's, of the network at its widest choice for ``latency_ns``.
+        max_degradation: the other direction: the least ``cost`` whose predicted degradation stays below this.
+        cost: which cost that is.
+        ties: names of sites that must share their bits, such as ``(("q", "k", "v"),)``, beside those that the graph ties.
         learn: AdaQuant, or round to nearest.
         flow: AdaQuant's: ``"parallel"`` or ``"sequential"``.
         tune_norms, tune_biases: BN tuning, bias tuning.
@@ -55,8 +61,9 @@ class Recipe:
 
     Raises:
         GridError: choices or ends that are no pairs of widths from 2 to 8.
-        BudgetError: a budget outside (0, 1], a max_degradation that is not positive, or several choices and nothing to
+        BudgetError: a budget outside (0, 1], a limit that is not positive, or several choices and nothing to
             choose by, or one choice and a limit.
+        SiteError: a tie of fewer than two sites.
     """
 
     name: str
@@ -69,6 +76,14 @@ class Recipe:
     tune_biases: bool = True
     ends: Bits | None = None
     method: str = "mse"
+    budgets: Mapping[str, float] = field(default_factory=dict)
+    cost: str = "weight_bytes"
+    ties: tuple[Tie | tuple[str, ...], ...] = ()
+
+    @property
+    def limits(self) -> Limits:
+        """What plans have to keep."""
+        return Limits(self.budget, self.budgets, self.max_degradation, self.cost, self.ties)
 
     def __post_init__(self) -> None:
         if not self.choices:
@@ -84,19 +99,8 @@ class Recipe:
         for pair in (*self.choices, *([] if self.ends is None else [self.ends])):
             for width in pair:
                 Grid(width)
-        limits = {"budget": self.budget, "max_degradation": self.max_degradation}
-        for name, value in limits.items():
-            number = isinstance(value, Real) and not isinstance(value, bool)
-            if value is not None and not (number and 0 < value < float("inf")):
-                raise BudgetError(
-                    f"{name}={value!r} makes no sense; give a positive number, such as 0.13 of the float32 bytes."
-                )
-        if self.budget is not None and self.budget > 1:
-            share = float(self.budget)
-            raise BudgetError(
-                f"budget={self.budget} is above 1, the float32 size; {share:g} % is {share / 100:g}."
-            )
-        limited = self.budget is not None or self.max_degradation is not None
+        check_limits(self.limits)
+        limited = self.budget is not None or self.max_degradation is not None or bool(self.budgets)
         if len(self.choices) == 1 and limited:
             raise BudgetError(
                 "a recipe with one choice has nothing that a budget or a max_degradation could choose; leave them out."
@@ -107,19 +111,26 @@ class Recipe:
             )
 
     @staticmethod
-    def light(budget: float = 0.13, input_bits: int | None = 8) -> Recipe:
-        """Integer programming over {4, 8} bits and BN tuning; no learning. ``input_bits=None``: as wide as the weights."""
-        return Recipe("light", _choices((4, 8), input_bits), budget, learn=False, tune_biases=False)
+    def light(budget: float | None = 0.13, input_bits: Widths = 8, **limits: Any) -> Recipe:
+        """Integer programming over {4, 8} bits and BN tuning; no learning.
+
+        Args:
+            budget: share of the float32 weight bytes; None where ``limits`` says more.
+            input_bits: width of the inputs, or several widths to choose from, or None: as wide as the weights.
+            limits: ``budgets``, ``max_degradation``, ``cost``, ``ties``, as of :class:`Recipe`.
+        """
+        choices = _choices((4, 8), input_bits)
+        return Recipe("light", choices, budget, learn=False, tune_biases=False, **limits)
 
     @staticmethod
-    def advanced(budget: float = 0.13, input_bits: int | None = 8) -> Recipe:
+    def advanced(budget: float | None = 0.13, input_bits: Widths = 8, **limits: Any) -> Recipe:
         """AdaQuant, integer programming over {4, 8} bits, BN tuning, bias tuning."""
-        return Recipe("advanced", _choices((4, 8), input_bits), budget)
+        return Recipe("advanced", _choices((4, 8), input_bits), budget, **limits)
 
     @staticmethod
-    def relaxed(budget: float = 0.13, input_bits: int | None = 8) -> Recipe:
+    def relaxed(budget: float | None = 0.13, input_bits: Widths = 8, **limits: Any) -> Recipe:
         """Advanced, with every width from 2 to 8 to choose from."""
-        return Recipe("relaxed", _choices(range(2, 9), input_bits), budget)
+        return Recipe("relaxed", _choices(range(2, 9), input_bits), budget, **limits)
 
     @staticmethod
     def fixed(weight_bits: int = 8, input_bits: int = 8, ends: Bits | None = (8, 8)) -> Recipe:
@@ -127,11 +138,10 @@ class Recipe:
         return Recipe(f"fixed-w{weight_bits}a{input_bits}", ((weight_bits, input_bits),), ends=ends)
 
     @staticmethod
-    def nearest(budget: float = 0.13, input_bits: int | None = 8) -> Recipe:
+    def nearest(budget: float | None = 0.13, input_bits: Widths = 8, **limits: Any) -> Recipe:
         """Round to nearest within a budget, nothing tuned: what the others are measured against."""
-        return Recipe(
-            "nearest", _choices((4, 8), input_bits), budget, learn=False, tune_norms=False, tune_biases=False
-        )
+        plain: dict[str, Any] = {"learn": False, "tune_norms": False, "tune_biases": False}
+        return Recipe("nearest", _choices((4, 8), input_bits), budget, **plain, **limits)
 
 
 RECIPES: Mapping[str, Callable[..., Recipe]] = {
@@ -146,23 +156,11 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2
 
 
-def _choices(widths, input_bits: int | None) -> tuple[Bits, ...]:
-    return tuple((w, w if input_bits is None else input_bits) for w in widths)
-
-
-@dataclass(frozen=True)
-class Study:
-    """What the allocation needs to know of a network, measured once and usable for many budgets.
-
-    Args:
-        q: the calibrated model, all sites at the widest choice.
-        found: (site, weight bits) -> weights.
-        moved: site -> bits -> divergence of the output.
-    """
-
-    q: QModel
-    found: Mapping[tuple[str, int], SiteWeights]
-    moved: Mapping[str, Mapping[Bits, float]] = field(default_factory=dict)
+def _choices(widths: Sequence[int], input_bits: Widths) -> tuple[Bits, ...]:
+    if input_bits is None:
+        return tuple((w, w) for w in widths)
+    inputs = input_bits if isinstance(input_bits, Sequence) else (input_bits,)
+    return tuple((w, a) for w in widths for a in inputs)
 
 
 def quantize_model(
@@ -172,6 +170,7 @@ def quantize_model(
     *,
     bits: Mapping[str, Bits] | None = None,
     exclude: Collection[str] = (),
+    cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> QModel:
     """Run a recipe.
@@ -183,6 +182,7 @@ def quantize_model(
         recipe: what to do.
         bits: site -> (weight bits, input bits) for sites pinned outside the allocation.
         exclude: sites that stay float.
+        cache: a folder for sensitivities and latencies: what is measured is kept, and a run that was killed goes on from it.
         progress: called with (stage, done, total).
 
     Returns:
@@ -195,6 +195,19 @@ def quantize_model(
         BudgetError: no choice of bits meets the recipe's budget, said before calibration; or its max_degradation.
         DataError, ShapeError, DTypeError: the data is empty, not finite, or not what the model takes; no recipe.
     """
+    q, rows, pins = _begin(model, data, recipe, bits, exclude)
+    study = examine(q, rows, recipe, pins, progress, cache)
+    return assemble(study, rows, recipe, pins, progress)
+
+
+def _begin(
+    model: nn.Module | QModel,
+    data: Any,
+    recipe: Recipe,
+    bits: Mapping[str, Bits] | None,
+    exclude: Collection[str],
+) -> tuple[QModel, Any, dict[str, Bits]]:
+    """The prepared model, its data read, and every pin."""
     if not isinstance(recipe, Recipe):
         raise DataError(f"recipe={recipe!r} is no Recipe; give one, such as Recipe.advanced(budget=0.13).")
     if not isinstance(model, QModel):
@@ -212,8 +225,45 @@ def quantize_model(
     pins = {site: (w, a) for site, (w, a) in pins.items()}
     if recipe.ends is not None:
         pins = {q.graph.sites[0]: recipe.ends, q.graph.sites[-1]: recipe.ends} | pins
-    study = examine(q, rows, recipe, pins, progress)
-    return assemble(study, rows, recipe, pins, progress)
+    return q, rows, pins
+
+
+def pareto(
+    model: nn.Module | QModel,
+    data: Any,
+    recipe: Recipe,
+    budgets: Sequence[float],
+    *,
+    cost: str = "weight_bytes",
+    measure: bool = False,
+    bits: Mapping[str, Bits] | None = None,
+    exclude: Collection[str] = (),
+    cache: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """The best plan at every one of several budgets, from one study of the network.
+
+    Args:
+        model, data, recipe, bits, exclude, cache, progress: as for :func:`quantize_model`; of the recipe's limits, those on other
+            costs stay.
+        budgets: of ``cost``, as in ``Recipe.budgets``.
+        cost: which cost.
+        measure: run each plan too, as a simulation of its sites alone.
+
+    Returns:
+        A row a budget, as :func:`pyquant.allocation.curve` describes them; the bits of a row are ``quantize_model``'s ``bits``.
+
+    Raises:
+        PyquantError: as for :func:`quantize_model`.
+    """
+    q, rows, pins = _begin(model, data, recipe, bits, exclude)
+    # Of budgets, those that no plan keeps are rows of their own.
+    open_budget = {name: value for name, value in recipe.budgets.items() if name != cost} | {cost: 1}
+    share = None if cost == "weight_bytes" else recipe.budget
+    opened = replace(recipe, budget=share, budgets=open_budget, max_degradation=None)
+    return allocation.curve(
+        examine(q, rows, opened, pins, progress, cache), opened.limits, budgets, cost, measure
+    )
 
 
 def quantize(
@@ -225,6 +275,7 @@ def quantize(
     exclude: Collection[str] = (),
     backend: str = "auto",
     threads: int | None = None,
+    cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Net:
     """Quantise a trained model and return a network that runs in integers.
@@ -233,7 +284,7 @@ def quantize(
         model: the trained model; left unchanged.
         data: a few hundred unlabelled inputs, as for :func:`quantize_model`.
         recipe: what to do; ``Recipe.advanced(budget=0.13)`` by default.
-        bits, exclude, progress: as for :func:`quantize_model`.
+        bits, exclude, cache, progress: as for :func:`quantize_model`.
         backend, threads: as for :func:`pyquant.runtime.net.deploy`.
 
     Returns:
@@ -243,19 +294,24 @@ def quantize(
         PyquantError: as for :func:`quantize_model`; BackendError as for :func:`pyquant.runtime.net.deploy`.
     """
     recipe = Recipe.advanced() if recipe is None else recipe
-    q = quantize_model(model, data, recipe, bits=bits, exclude=exclude, progress=progress)
+    q = quantize_model(model, data, recipe, bits=bits, exclude=exclude, cache=cache, progress=progress)
     return deploy(q, backend=backend, threads=threads)
 
 
 def examine(
-    q: QModel, data: Any, recipe: Recipe, pins: Mapping[str, Bits], progress: Progress | None = None
+    q: QModel,
+    data: Any,
+    recipe: Recipe,
+    pins: Mapping[str, Bits],
+    progress: Progress | None = None,
+    cache: str | os.PathLike[str] | None = None,
 ) -> Study:
     """Calibrate, and measure every choice of every site where there is something to choose."""
     choices = {site: (pins[site],) if site in pins else recipe.choices for site in q.graph.sites}
     widest = (max(w for w, _ in recipe.choices), max(a for _, a in recipe.choices))
     q = replace(q, plan=with_bits(q.plan, {site: pins.get(site, widest) for site in q.graph.sites}))
     # An infeasible budget is known from the shapes alone: say so before the hours, not after.
-    _budgets(q, recipe, choices)
+    allowed(q, recipe.limits, choices)
     q = calibrate(q, data, method=recipe.method)
     if len(recipe.choices) == 1:
         return Study(q, {})
@@ -270,9 +326,21 @@ def examine(
         }
         rows = data
     moved = sensitivity(
-        q, rows, choices, found, method=recipe.method, progress=_stage(progress, "sensitivity")
+        q,
+        rows,
+        {site: edges(options) for site, options in choices.items()},
+        found,
+        method=recipe.method,
+        cache=cache,
+        progress=_stage(progress, "sensitivity"),
     )
-    return Study(q, found, moved)
+    moved = {site: filled(moved[site], options) for site, options in choices.items()}
+    times = None
+    if LATENCY in recipe.limits.names():
+        table = None if cache is None else Journal(Path(cache) / "latency.jsonl")
+        times = latencies(q, choices, found, table=table)
+        allowed(q, recipe.limits, choices, times)
+    return Study(q, found, moved, load_batches(rows, q.graph), times, recipe.method)
 
 
 def assemble(
@@ -282,7 +350,7 @@ def assemble(
     q = study.q
     if len(recipe.choices) > 1:
         chosen = allocate(study, recipe)
-        bits = {site: (c.weight_bits, c.input_bits) for site, c in chosen.choices.items()}
+        bits = plan_of(chosen)
         weights = {site: study.found[site, w] for site, (w, _) in bits.items()}
         q = with_ranges(replace(q, plan=with_bits(q.plan, bits), weights=weights), recipe.method)
         facts = {
@@ -290,6 +358,7 @@ def assemble(
             "gap": chosen.gap,
             "binding": list(chosen.binding),
             "costs": dict(chosen.costs),
+            "additivity": additivity(study, bits),
         }
         q = q.logged("allocate", degradation=chosen.degradation, **facts)
     if recipe.learn:
@@ -302,60 +371,8 @@ def assemble(
 
 
 def allocate(study: Study, recipe: Recipe) -> Allocation:
-    """Solve for the bits of every site."""
-    q = study.q
-    table = {
-        site: [
-            Choice(w, a, moved, {"weight_bytes": weight_bytes(q, site, w)})
-            for (w, a), moved in options.items()
-        ]
-        for site, options in study.moved.items()
-    }
-    table = monotone(table)
-    ties = _shared_inputs(q)
-    budgets = _budgets(q, recipe, study.moved)
-    if recipe.max_degradation is not None:
-        return minimise_cost(table, "weight_bytes", recipe.max_degradation, budgets, ties)
-    return minimise_degradation(table, budgets, ties)
-
-
-def _budgets(q: QModel, recipe: Recipe, choices: Mapping[str, Collection[Bits]]) -> dict[str, int]:
-    """The recipe's budget in bytes, by the name of its cost; BudgetError if no choice of bits meets it."""
-    if recipe.budget is None:
-        return {}
-    table = {
-        site: [Choice(w, a, 0.0, {"weight_bytes": weight_bytes(q, site, w)}) for w, a in options]
-        for site, options in choices.items()
-    }
-    # Ties count: where inputs are as wide as weights, a pinned neighbour rules the narrowest weights out.
-    whole, least = float_bytes(q), smallest_feasible(table, "weight_bytes", _shared_inputs(q))
-    # In decimals, as it was written: 0.145 of 800 bytes are 116.
-    allowed = int(Fraction(str(recipe.budget)) * whole)
-    if allowed < least:
-        raise BudgetError(
-            f"budget={recipe.budget} allows {allowed} bytes of weight codes, of {whole} in float32, and no choice of bits takes "
-            f"fewer than {least}; the smallest feasible budget is {math.ceil(Fraction(10_000 * least, whole)) / 10_000}."
-        )
-    return {"weight_bytes": allowed}
-
-
-def weight_bytes(q: QModel, site: str, bits: int) -> int:
-    """Bytes of a site's packed codes in the file."""
-    weight = q.state[f"{site}.weight"]
-    return weight.shape[0] * 4 * -(-weight[0].numel() * bits // 32)
-
-
-def float_bytes(q: QModel) -> int:
-    """Bytes of all sites' weights in float32."""
-    return sum(4 * q.state[f"{site}.weight"].numel() for site in q.graph.sites)
-
-
-def _shared_inputs(q: QModel) -> list[Tie]:
-    """Sites that read one value read it at one width."""
-    readers: dict[str, list[str]] = {}
-    for site in q.graph.sites:
-        readers.setdefault(source(q.graph, q.graph.by_name[site].inputs[0]), []).append(site)
-    return [Tie(tuple(sites), on="input") for sites in readers.values() if len(sites) > 1]
+    """Solve for the bits of every site within a recipe's limits."""
+    return allocation.allocate(study, recipe.limits)
 
 
 def _stage(progress: Progress | None, name: str) -> Progress | None:

@@ -121,3 +121,77 @@ def _filled(objective: np.ndarray, weight: np.ndarray, cap: int, chosen: np.ndar
         if gain[site, choice] <= 0.0:
             return objective[rows, chosen].sum()
         chosen[site] = choice
+
+
+def least_under_caps(
+    objective: np.ndarray, weights: np.ndarray, caps: Sequence[int], known: float, most: int = 2_000_000
+) -> float:
+    """Return the least objective of one choice a site under several caps, or ``known`` if none is lower.
+
+    As :func:`least_objective`, with a price for each cap. Of the pairs (spent amounts, objective) those go that cannot become
+    better than ``known``, the objective of some plan within the caps, and those that another one is no worse than in all.
+
+    Args:
+        objective: ``[sites, choices]`` float64, 0 or more.
+        weights: ``[sites, choices, caps]`` int64, 0 or more.
+        caps: the largest summed weights; exact below 2^63.
+        known: where to stop looking.
+        most: the most pairs to keep; more raise OverflowError.
+    """
+    cap = np.array(caps, np.int64)
+    prices = _prices(objective, weights, cap, known)
+    priced = objective + weights @ prices
+    order = np.argsort(np.partition(priced, 1, axis=1)[:, 1] - priced.min(1))
+    lowest_after = np.cumsum(np.vstack([weights.min(1)[order], np.zeros((1, len(cap)), np.int64)])[::-1], 0)
+    priced_after = np.append(np.cumsum(priced.min(1)[order][::-1])[::-1], 0.0)
+    used, lost = np.zeros((1, len(cap)), np.int64), np.zeros(1)
+    for step, site in enumerate(order, start=1):
+        used = (used[:, None] + weights[site]).reshape(-1, len(cap))
+        lost = (lost[:, None] + objective[site]).ravel()
+        bound = lost + priced_after[step] - (cap - used) @ prices
+        # The slack of 1e-9 covers the rounding of the bound, never of a weight.
+        keep = (used + lowest_after[len(order) - step] <= cap).all(1) & (bound <= known * (1 + 1e-9))
+        used, lost = _undominated(used[keep], lost[keep])
+        if len(lost) > most:
+            raise OverflowError(f"{len(lost)} pairs after {step} of {len(order)} sites")
+    return min(known, lost.min(initial=np.inf))
+
+
+def _prices(objective: np.ndarray, weights: np.ndarray, cap: np.ndarray, known: float) -> np.ndarray:
+    """Return prices whose bound is high: steps along the subgradient, as long as the distance to ``known`` allows."""
+    unit = np.maximum(1, cap).astype(np.float64)
+    rows, prices = np.arange(len(objective)), np.zeros(len(cap))
+    best, best_prices = -np.inf, prices
+    scaled = weights / unit
+    for turn in range(3000):
+        chosen = (objective + scaled @ prices).argmin(1)
+        over = scaled[rows, chosen].sum(0) - 1
+        bound = objective[rows, chosen].sum() + prices @ over
+        if bound > best:
+            best, best_prices = bound, prices
+        norm = over @ over
+        if norm == 0.0:
+            break
+        prices = np.maximum(0.0, prices + (known - bound) / norm * over * 0.998**turn)
+    return best_prices / unit
+
+
+def _undominated(used: np.ndarray, lost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Drop pairs that another one is no worse than in any amount; some that are stay, where amounts are close."""
+    order = np.lexsort((lost, *used.T[1:], used[:, 0]))
+    used, lost = used[order], lost[order]
+    if used.shape[1] == 1 or len(lost) < 2:
+        before = np.append(np.inf, np.minimum.accumulate(lost)[:-1])
+        return (used[lost < before], lost[lost < before]) if used.shape[1] == 1 else (used, lost)
+    if used.shape[1] > 2:
+        return used, lost
+    buckets = 48
+    edges = np.quantile(used[:, 1], np.linspace(0, 1, buckets + 1)[1:-1])
+    # A pair in a lower bucket has spent less of the second amount, and one before it in the order no more of the first.
+    bucket = np.searchsorted(edges, used[:, 1], side="right")
+    table = np.full((len(lost), buckets), np.inf)
+    table[np.arange(len(lost)), bucket] = lost
+    least = np.minimum.accumulate(np.minimum.accumulate(table, 0), 1)
+    lower = least[np.arange(len(lost)), np.maximum(bucket - 1, 0)]
+    keep = (bucket == 0) | (lost < lower)
+    return used[keep], lost[keep]
