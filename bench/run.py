@@ -19,6 +19,7 @@ from bench import (
     gemm_w4a8,
     gpu,
     gpu_static,
+    latency,
     limits,
     network,
     paper,
@@ -34,6 +35,7 @@ from pyquant.ops.backend import missing
 SUITES: Mapping[str, Callable[[Sequence[int], bool, bool], Iterator[Row]]] = {
     "limits": limits.rows,
     "network": network.rows,
+    "latency": latency.rows,
     "conv_s8": conv_s8.rows,
     "gemm_s8": gemm_s8.rows,
     "gemm_w4a8": gemm_w4a8.rows,
