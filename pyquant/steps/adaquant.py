@@ -92,6 +92,7 @@ def adaquant(
         flow=flow,
         engines=engines,
         errors={s: (r.error, r.nearest_error) for s, r in results.items()},
+        won={s: r.engine for s, r in results.items()},
     )
 
 
