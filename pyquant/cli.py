@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import io
 import logging
 import os
@@ -11,7 +10,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pyquant import zoo
-from pyquant.capture import FAILURES
+from pyquant.allocation import NAMES
+from pyquant.data import read_once
+from pyquant.diagnosis import diagnose
+from pyquant.entries import load_data, load_model
 from pyquant.errors import CaptureError, DataError, PyquantError, ShapeError
-from pyquant.files import read_batches
 from pyquant.ops import backend as backends
-from pyquant.pipeline import RECIPES, Recipe, quantize_model
+from pyquant.pipeline import RECIPES, Recipe, pareto, quantize_model
 from pyquant.runtime.net import deploy, load
+from pyquant.tables import curve_table, site_table
 
 console = Console()
 SITE_BITS = "SITE=W,A"
@@ -68,32 +70,20 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     c = add("quantize", _quantize, "Quantise a trained model and write one checkpoint.")
-    c.add_argument(
-        "model",
-        help=f"a zoo name ({', '.join(zoo.names())}) or module:function that returns the trained model",
-    )
-    c.add_argument(
-        "--data",
-        help="folder of images, .npz/.pt/.safetensors of inputs, or module:function; default: the zoo's own",
-    )
+    _add_model(c)
     c.add_argument("--output", "-o", required=True, help="checkpoint to write, such as model.pq")
     c.add_argument(
-        "--recipe", default="advanced", help=f"{', '.join(RECIPES)}, or w4a8 and the like for fixed bits"
+        "--max-degradation", type=float, metavar="X", help="the least cost that is predicted to lose less"
     )
-    c.add_argument(
-        "--budget",
-        type=float,
-        help=f"bytes of weight codes over float32 weight bytes (default {BUDGET})",
-    )
-    c.add_argument(
-        "--joint", action="store_true", help="the paper's choices: activations as wide as the weights"
-    )
-    c.add_argument(
-        "--bits", action="append", default=[], metavar=SITE_BITS, help="pin a site; may be repeated"
-    )
-    c.add_argument(
-        "--exclude", action="append", default=[], metavar="SITE", help="leave a site float; may be repeated"
-    )
+    c.add_argument("--report", action="store_true", help="look at every site, for `pyquant report`")
+
+    c = add("pareto", _pareto, "The best plan at each of several budgets, from one study of the model.")
+    _add_model(c)
+    c.add_argument("--at", required=True, metavar="X,Y", help="the budgets of --cost, such as 0.13,0.16,0.2")
+    c.add_argument("--measure", action="store_true", help="run each plan too")
+
+    c = add("report", _report, "Say what each site loses, and what to do; of `quantize --report`.")
+    c.add_argument("checkpoint")
 
     c = add(
         "show", _show, "Show what is in a checkpoint: ops, bits, bytes, and the share that runs in integers."
@@ -119,6 +109,34 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_model(command: argparse.ArgumentParser) -> None:
+    """What `quantize` and `pareto` take."""
+    add = command.add_argument
+    names = ", ".join(zoo.names())
+    add("model", help=f"a zoo name ({names}) or module:function that returns the trained model")
+    kinds = "folder of images, .npz/.pt/.safetensors of inputs, or module:function"
+    add("--data", help=f"{kinds}; default: the zoo's own")
+    add("--recipe", default="advanced", help=f"{', '.join(RECIPES)}, or w4a8 and the like for fixed bits")
+    several = f"NAME=X for another cost ({', '.join(NAMES)}); may be repeated"
+    shares = f"bytes of weight codes over float32 weight bytes (default {BUDGET}), or {several}"
+    add("--budget", action="append", default=[], type=_budget, metavar="[NAME=]X", help=shares)
+    add("--cost", default="weight_bytes", help="what --max-degradation makes least, or `pareto` limits")
+    add("--joint", action="store_true", help="the paper's choices: activations as wide as the weights")
+    add("--input-bits", metavar="A,B", help="widths of activations to choose from, such as 4,6,8")
+    add(
+        "--tie", action="append", default=[], metavar="SITE,SITE", help="sites of equal bits; may be repeated"
+    )
+    add("--bits", action="append", default=[], metavar=SITE_BITS, help="pin a site; may be repeated")
+    add("--exclude", action="append", default=[], metavar="SITE", help="leave a site float; may be repeated")
+    add("--cache", metavar="FOLDER", help="keep what is measured, so that a run that was killed goes on")
+
+
+def _budget(text: str) -> tuple[str, float]:
+    """``0.13`` of the weights has no name; ``NAME=X`` has."""
+    name, _, number = text.rpartition("=")
+    return name, float(number)
+
+
 def _add_engine(command: argparse.ArgumentParser) -> None:
     command.add_argument("--backend", default="auto", help=BACKEND)
     command.add_argument("--threads", type=int, default=None)
@@ -129,15 +147,21 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
 def _quantize(args: argparse.Namespace) -> None:
     output = Path(args.output)
     _check_output(output)
-    recipe = recipe_from(args.recipe, args.budget, args.joint)
+    recipe = _recipe(args, args.max_degradation, BUDGET)
     bits = dict(_site_bits(item) for item in args.bits)
-    model = _load_model(args.model)
-    data = _load_data(args.data, args.model)
+    model = load_model(args.model)
+    data = read_once(load_data(args.data, args.model))
     begin = time.perf_counter()
     with progress_bar() as progress, _no_dumps():
-        q = quantize_model(model, data, recipe, bits=bits, exclude=args.exclude, progress=progress())
+        given = {"bits": bits, "exclude": args.exclude, "cache": args.cache}
+        q = quantize_model(model, data, recipe, **given, progress=progress())
     net = deploy(q)
+    if args.report:
+        net.info["report"] = diagnose(q, data, method=recipe.method).as_json()
     net.save(output)
+    for entry in q.log:
+        if entry["step"] == "allocate":
+            console.print(_allocated(entry), highlight=False, soft_wrap=True)
     sizes = net.sizes
     console.print(
         f"wrote {output}: {sizes['weights']:,} bytes of weight codes, {sizes['weights'] / sizes['float_weights']:.4f} of float32, "
@@ -145,6 +169,49 @@ def _quantize(args: argparse.Namespace) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _allocated(entry: Mapping[str, Any]) -> str:
+    """What the integer programme said, and what of it was measured."""
+    checked, costs = entry["additivity"], ", ".join(f"{name} {n:,}" for name, n in entry["costs"].items())
+    binds = " and ".join(entry["binding"]) or "no limit"
+    return (
+        f"bits: {entry['status']} (gap {entry['gap']:.0e}), {costs}; {binds} binds; divergence predicted "
+        f"{checked['predicted']:.4g}, measured {checked['measured']:.4g} before learning"
+    )
+
+
+def _pareto(args: argparse.Namespace) -> None:
+    try:
+        budgets = [float(text) for text in args.at.split(",")]
+    except ValueError:
+        raise DataError(f"--at {args.at!r} is no list of numbers; write for example 0.13,0.16,0.2.") from None
+    recipe, model = _recipe(args, None, 1.0), load_model(args.model)
+    data = load_data(args.data, args.model)
+    bits = dict(_site_bits(item) for item in args.bits)
+    with progress_bar() as progress, _no_dumps():
+        given = {"bits": bits, "exclude": args.exclude, "cache": args.cache, "measure": args.measure}
+        rows = pareto(model, data, recipe, budgets, cost=args.cost, **given, progress=progress())
+    _print_wide(curve_table(rows, args.cost))
+    for row in rows:
+        if row["status"] == "infeasible":
+            console.print(escape(row["why"]), highlight=False, soft_wrap=True)
+
+
+def _report(args: argparse.Namespace) -> None:
+    report = load(args.checkpoint).info.get("report")
+    if report is None:
+        raise DataError(f"{args.checkpoint} has no report; quantise with --report.")
+    _print_wide(site_table(report))
+    for sentence in (*(site["advice"] for site in report["sites"]), report["summary"]):
+        if sentence:
+            console.print(escape(sentence), highlight=False, soft_wrap=True)
+
+
+def _print_wide(table: Table) -> None:
+    """Whole cells, however narrow the terminal: names are what --bits and --exclude take."""
+    wide = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    Console(width=max(wide, console.width)).print(table)
 
 
 def _check_output(output: Path) -> None:
@@ -191,9 +258,7 @@ def _show(args: argparse.Namespace) -> None:
         table.add_column(key.replace("_", " "), no_wrap=True)
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
-    # Whole cells, however narrow the terminal: names are what --bits and --exclude take.
-    wide = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-    Console(width=max(wide, console.width)).print(table)
+    _print_wide(table)
     share, sizes = net.share(), net.sizes
     console.print(
         f"ops: {share['integer']} in integers, {share['float']} in float ({share['share']:.1%} integer), {share['boundary']} to "
@@ -276,17 +341,30 @@ def _backends(args: argparse.Namespace) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- arguments
-def recipe_from(name: str, budget: float | None, joint: bool) -> Recipe:
-    """A recipe by name, or fixed bits written ``w4a8``, which take no budget.
+def _recipe(args: argparse.Namespace, max_degradation: float | None, budget: float) -> Recipe:
+    """A recipe by name with its limits, of which ``budget`` is one where no other is, or fixed bits written ``w4a8``.
 
     Raises:
-        DataError: no such recipe, or a budget for fixed bits. BudgetError, GridError: as of :class:`Recipe`.
+        DataError: no such recipe, or limits for fixed bits. BudgetError, GridError, SiteError: as of :class:`Recipe`.
     """
+    name, budgets = args.recipe, dict(args.budget)
+    inputs: Any = None if args.joint else 8
+    if args.input_bits is not None:
+        widths = args.input_bits.split(",")
+        if args.joint or not all(w.strip().isdecimal() for w in widths):
+            raise DataError(
+                f"--input-bits {args.input_bits!r} are no widths of their own; write 4,6,8, and no --joint beside it."
+            )
+        inputs = [int(w) for w in widths]
     if name in RECIPES:
-        return RECIPES[name](BUDGET if budget is None else budget, None if joint else 8)
+        share = budgets.pop("", None)
+        limited = budgets or max_degradation is not None
+        ties = tuple(tuple(item.split(",")) for item in args.tie)
+        limits = {"budgets": budgets, "max_degradation": max_degradation, "cost": args.cost, "ties": ties}
+        return RECIPES[name](budget if share is None and not limited else share, inputs, **limits)
     widths = name.lower().removeprefix("w").split("a")
     if name.lower().startswith("w") and len(widths) == 2 and all(w.isdecimal() for w in widths):
-        if budget is not None or joint:
+        if budgets or args.joint or args.input_bits or args.tie or max_degradation is not None:
             raise DataError(
                 f"recipe {name!r} fixes all bits, so --budget and --joint mean nothing; drop them."
             )
@@ -300,62 +378,6 @@ def _site_bits(item: str) -> tuple[str, tuple[int, int]]:
     if not site or len(pair) != 2 or not all(w.strip().isdecimal() for w in pair):
         raise DataError(f"--bits {item!r} is not {SITE_BITS}; write for example --bits fc=8,8.")
     return site, (int(pair[0]), int(pair[1]))
-
-
-# What somebody else's module or function raises.
-RAISED = (*FAILURES, ImportError, OSError, SyntaxError)
-
-
-def _entry(text: str) -> Any:
-    """Import ``module:function`` and call it; a generator is read here, where what it raises can be told."""
-    module, _, function = text.partition(":")
-    sys.path.insert(0, "")
-    try:
-        try:
-            made = getattr(importlib.import_module(module), function)
-        except RAISED as error:
-            raise DataError(
-                f"{text!r} could not be imported: {_reason(error)}; write module:function, importable from here."
-            ) from error
-        if not callable(made):
-            raise DataError(f"{text!r} is a {type(made).__name__}; name a function without arguments.")
-        try:
-            made = made()
-            return list(made) if isinstance(made, Iterator) else made
-        except RAISED as error:
-            raise DataError(f"{text!r} raised {_reason(error)}; it is called without arguments.") from error
-    finally:
-        sys.path.remove("")
-
-
-def _reason(error: Exception) -> str:
-    """Type and first line of what somebody else's code raised."""
-    first = str(error).strip().partition("\n")[0].rstrip(".")
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
-
-
-def _load_model(name: str) -> torch.nn.Module:
-    model = _entry(name) if ":" in name else zoo.load(name)
-    if not isinstance(model, torch.nn.Module):
-        raise DataError(
-            f"{name!r} returned a {type(model).__name__}; it must return the trained torch.nn.Module."
-        )
-    return model
-
-
-def _load_data(source: str | None, model: str) -> Any:
-    if source is None:
-        if ":" in model:
-            raise DataError(
-                f"the model {model!r} needs --data: a folder of images, a file of inputs, or module:function."
-            )
-        return zoo.calibration(model)
-    if ":" not in source or Path(source).exists():
-        return read_batches(Path(source))
-    data = _entry(source)
-    if not isinstance(data, Iterable):
-        raise DataError(f"{source!r} returned a {type(data).__name__}; it must return batches of inputs.")
-    return data
 
 
 @contextmanager
