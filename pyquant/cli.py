@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("checkpoint")
 
     c = add(
-        "show", _show, "Show what is in a checkpoint: ops, bits, bytes, and the share that runs in integers."
+        "show", _show, "Show what a checkpoint holds: ops, bits, bytes, and the share that runs in integers."
     )
     c.add_argument("checkpoint")
     c.add_argument("--batch", type=int, default=1, help="on a GPU: of which batch to name the kernels")
@@ -123,9 +123,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     add("--cost", default="weight_bytes", help="what --max-degradation makes least, or `pareto` limits")
     add("--joint", action="store_true", help="the paper's choices: activations as wide as the weights")
     add("--input-bits", metavar="A,B", help="widths of activations to choose from, such as 4,6,8")
-    add(
-        "--tie", action="append", default=[], metavar="SITE,SITE", help="sites of equal bits; may be repeated"
-    )
+    add("--tie", action="append", default=[], metavar="SITE,SITE", help="sites of equal bits; repeatable")
     add("--bits", action="append", default=[], metavar=SITE_BITS, help="pin a site; may be repeated")
     add("--exclude", action="append", default=[], metavar="SITE", help="leave a site float; may be repeated")
     add("--cache", metavar="FOLDER", help="keep what is measured, so that a run that was killed goes on")
