@@ -203,7 +203,7 @@ def test_weights_that_a_kernel_cannot_hold_go_to_the_next(
     for given, said in (
         (
             (x, long, one, one[0]),
-            f"sums over {k} codes can reach {8 * 255 * 16 * k}, which int32 does not hold",
+            f"sums over {k} codes can reach {8 * 255 * 16 * k}, and the kernel holds 2147483647",
         ),
         ((*short, tiny, one[0]), r"a scale is under 2\^-122"),
     ):
