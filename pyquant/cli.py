@@ -81,7 +81,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(c)
     c.add_argument("--at", required=True, metavar="X,Y", help="the budgets of --cost, such as 0.13,0.16,0.2")
     c.add_argument("--measure", action="store_true", help="run each plan too")
-
     c = add("report", _report, "Say what each site loses, and what to do; of `quantize --report`.")
     c.add_argument("checkpoint")
 
