@@ -29,7 +29,7 @@ from tests.gpu.emulator import Report
 NAMES = [
     path.stem
     for path in sorted(Path(interpreter.__file__).parent.glob("[!_]*.py"))
-    if path.stem not in ("guarded", "dispatch")
+    if path.stem not in ("guarded", "dispatch", "programs", "tuning")
 ]
 TILED = [name for name in NAMES if name in {module.__name__.rsplit(".", 1)[1] for module in shipped.TILED}]
 
